@@ -1,0 +1,1 @@
+"""What both ends of Forebay know: vocabulary and bytes. No process, no policy."""
