@@ -14,6 +14,7 @@ ForebayError
 │   ├── Unreachable        the host is known and does not accept the connection
 │   ├── LoginRefused       the broker or server refuses the user, password, token or certificate
 │   └── LinkLost           an open link ended
+│       └── IdentityTaken  another client came in under our identity: two gateways are clones
 ├── DecodeError            bytes from a device that cannot be decoded; carries `reason`
 ├── FrameError             a frame that cannot be accepted; carries `reason` for the receipt
 ├── StoreError             the edge's store cannot be used
@@ -83,6 +84,10 @@ class LoginRefused(SourceError):
 
 class LinkLost(SourceError):
     """An open link ended."""
+
+
+class IdentityTaken(LinkLost):
+    """The broker ended the link because another client came in under the same identity."""
 
 
 class DecodeError(ForebayError):

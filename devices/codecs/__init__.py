@@ -11,11 +11,23 @@ the length of a message, and for which it makes no difference how the stream was
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from devices.model import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A message that a codec reads, and what it reads out of it: documentation that tests hold it to."""
+
+    message: bytes
+    rows: list[tuple[str, int, float | bool | str]]
+    """(channel, time_ns, value) in order; see `devices.model.Rows`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What stands in the profile's `[codec]` table beside `name`."""
 
 
 class Codec(Protocol):
@@ -24,7 +36,9 @@ class Codec(Protocol):
     Options: ClassVar[type[msgspec.Struct]]
     """The codec's own keys in the profile's `[codec]` table, with defaults."""
     framing: ClassVar[str]
-    """How a byte stream is cut into messages: `line`."""
+    """How a byte stream is cut into messages: a name in `devices.codecs.framing.FRAMINGS`."""
+    examples: ClassVar[tuple[Example, ...]]
+    """At least one message; the conformance suite decodes them, and damages them."""
 
     def __init__(self, options: Any) -> None: ...
 

@@ -12,6 +12,14 @@ with `Driver(device, options, deliver, now_ns)`, and promises, in this order:
 4. `delivery.settle()` is called at most once, after the commit that holds what was delivered; it may
    be called after the link that brought it is gone, and then does nothing.
 5. When `run()` is cancelled it closes what it opened.
+
+A driver that delivers topics says what they mean with `origin(topic)`: the device and the channel that a
+topic names ("" for what it does not name), or None for a topic that is not its own.
+
+If the sender repeats what it has not seen acknowledged (MQTT at QoS 1), deliveries carry `marks`, and the
+driver calls its attribute `on_confirmed(n)`, which the intake sets, when the sender has taken n more of the
+acknowledgements, in their order. If such a sender must know us again after a restart, `Options` has a
+`client_id`: left "", it is filled in with a name that stays, made of the gateway's and the source's.
 """
 
 from __future__ import annotations
@@ -21,6 +29,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import msgspec
+
+
+@dataclass(slots=True)
+class Marks:
+    """How a sender names the messages that it repeats until they are acknowledged: lists, one entry a payload."""
+
+    packet_ids: list[int]
+    """0 for a message that is not acknowledged."""
+    dups: list[bool]
+    """Marked by the sender as sent before."""
+    connection: int
+    """Number of the connection that brought them."""
+    session_present: bool
+    """When that connection began, the sender still knew what it had sent before."""
 
 
 @dataclass(slots=True)
@@ -34,6 +56,8 @@ class Delivery:
     """UTC of the reading, by the clock that the driver was given."""
     settle: Callable[[], None] | None = None
     """Called after the commit; None where nobody waits for it."""
+    marks: Marks | None = None
+    """None where nothing is ever repeated under the same name."""
     restart: bool = False
     """The stream was interrupted before these bytes: half a line that went before is void."""
 
@@ -63,7 +87,9 @@ class Driver(Protocol):
     stream: ClassVar[bool]
     """True: payloads are pieces of a byte stream that the codec's framer must cut."""
 
-    status: SourceStatus
+    @property
+    def status(self) -> SourceStatus:
+        """How it is doing now."""
 
     def __init__(
         self,

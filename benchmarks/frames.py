@@ -1,0 +1,167 @@
+"""Bytes and nanoseconds of frames: `python -m benchmarks.frames [--json FILE]`.
+
+Series are made to look like machines: levels with inertia, sensor noise, the decimals of their data
+sheets, counters, stamps in milliseconds that jitter by a few. Times are the best of many runs, since
+a shared machine only ever adds to them. Figures of the JSON file:
+
+    bytes_per_sample, encode_ns, decode_ns      a raw frame of 4,096 samples of 50 series, 1 Hz
+    bytes_per_sample_arrival                    the same, stamped on arrival to the nanosecond
+    bytes_per_sample_float64                    the same, values with all their digits
+    bytes_per_summary_600x1, _50x20             a whole frame of summaries over its rows
+    encode_ns_per_summary, decode_ns_per_summary   of the frame of 600 x 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.model import SECOND_NS, SUMMARY_DTYPE, Floats, Kind, Lane, SampleBatch
+from devices.wire.frame import Frame, FrameLimits, Header, RawBody, SummaryBody, WireSeries, decode, encode
+
+START_NS = 1_780_000_000 * SECOND_NS
+WINDOW_SAMPLES = 10
+HEADER = Header(gateway="pump-station-7", epoch=0x1F3A5C7E9B2D4F60, seq=48_211, lane=Lane.LIVE, created_ns=START_NS)
+
+CHANNELS = (
+    # channel, quantity, unit, decimals, level, drift a second, noise
+    ("temperature", "temperature", "°C", 2, 61.0, 0.01, 0.03),
+    ("pressure", "pressure", "bar", 3, 5.2, 0.002, 0.012),
+    ("vibration", "velocity", "mm/s", 3, 2.4, 0.01, 0.15),
+)
+MORE_CHANNELS = (
+    *CHANNELS,
+    ("current", "current", "A", 1, 14.0, 0.05, 0.2),
+    ("humidity", "humidity", "%", 1, 45.0, 0.02, 0.1),
+)
+
+
+def signal(rng: np.random.Generator, channel: tuple[Any, ...], n: int) -> Floats:
+    """n readings at 1 Hz, not yet rounded."""
+    _, _, _, _, level, drift, noise = channel
+    level *= rng.uniform(0.8, 1.2)
+    return level + np.cumsum(rng.normal(0, drift, n)) + rng.normal(0, noise, n)
+
+
+def raw_frame(stamps: str = "device", digits: bool = False, n: int = 4_096) -> Frame:
+    """n samples of 50 series of 10 machines, in order of arrival."""
+    rng = np.random.default_rng(8)
+    table = [
+        WireSeries(f"press-{machine + 1:03}", channel, quantity, unit)
+        for machine in range(10)
+        for channel, quantity, unit, *_ in MORE_CHANNELS
+    ]
+    rounds = -(-n // len(table))
+    columns = [signal(rng, MORE_CHANNELS[i % 5], rounds) for i in range(len(table))]
+    if not digits:
+        columns = [np.round(values, MORE_CHANNELS[i % 5][3]) for i, values in enumerate(columns)]
+    tick = START_NS + np.arange(rounds) * SECOND_NS
+    jitter_ms = rng.integers(0, 4, (rounds, 10)).repeat(5, axis=1)  # one message of a machine, one stamp
+    time_ns = tick[:, None] + jitter_ms * 1_000_000
+    if stamps == "arrival":
+        time_ns = time_ns + rng.integers(0, 1_000_000, time_ns.shape)
+    return Frame(
+        HEADER,
+        table,
+        RawBody(
+            SampleBatch(
+                series=np.tile(np.arange(len(table), dtype=np.int32), rounds)[:n],
+                time_ns=time_ns.reshape(-1)[:n],
+                value=np.stack(columns, axis=1).reshape(-1)[:n],
+                quality=np.zeros(n, dtype=np.uint8),
+            )
+        ),
+    )
+
+
+def summary_frame(machines: int, windows: int) -> Frame:
+    """Summaries of 3 channels of each machine (or fewer series: `machines` may end within one)."""
+    rng = np.random.default_rng(9)
+    table, rows = [], []
+    for i in range(machines):
+        channel = CHANNELS[i % 3]
+        table.append(WireSeries(f"press-{i // 3 + 1:03}", *channel[:3]))
+        samples = np.round(signal(rng, channel, windows * WINDOW_SAMPLES), channel[3]).reshape(windows, -1)
+        for window, readings in enumerate(samples):
+            rows.append(summarise(i, START_NS + window * WINDOW_SAMPLES * SECOND_NS, readings, channel[3]))
+    rows.sort(key=lambda row: row["time_ns"])
+    return Frame(HEADER, table, SummaryBody(np.array(rows, dtype=SUMMARY_DTYPE)))
+
+
+def summarise(series: int, time_ns: int, readings: Floats, decimals: int) -> NDArray[Any]:
+    """One row, rounded as the edge does it; one window in twenty lacks a reading."""
+    if (time_ns // SECOND_NS // WINDOW_SAMPLES + series * 7) % 20 == 0:
+        readings = readings[:-1]
+    row = np.zeros((), dtype=SUMMARY_DTYPE)
+    row["series"], row["time_ns"], row["span_ns"] = series, time_ns, WINDOW_SAMPLES * SECOND_NS
+    row["count"], row["first"], row["last"] = len(readings), readings[0], readings[-1]
+    row["min"], row["max"] = readings.min(), readings.max()
+    row["mean"], row["stddev"] = round(readings.mean(), decimals + 3), round(readings.std(), decimals + 2)
+    row["increase"] = np.nan
+    return row
+
+
+def best_ns(run: Callable[[], object], runs: int = 400) -> int:
+    """The shortest of many runs."""
+    shortest = 1 << 62
+    for _ in range(runs):
+        begun = time.perf_counter_ns()
+        run()
+        shortest = min(shortest, time.perf_counter_ns() - begun)
+    return shortest
+
+
+def measure() -> dict[str, float]:
+    """All figures; see the module's docstring."""
+    limits = FrameLimits()
+    figures: dict[str, float] = {}
+    for suffix, frame in (
+        ("", raw_frame()),
+        ("_arrival", raw_frame(stamps="arrival")),
+        ("_float64", raw_frame(digits=True)),
+    ):
+        payload = encode(frame)
+        n = len(frame.body.samples) if isinstance(frame.body, RawBody) else 0
+        figures[f"bytes_per_sample{suffix}"] = len(payload) / n
+        figures[f"encode_ns{suffix}"] = best_ns(lambda frame=frame: encode(frame)) / n
+        figures[f"decode_ns{suffix}"] = best_ns(lambda payload=payload: decode(payload, limits)) / n
+    for series, windows in ((600, 1), (50, 20)):
+        frame = summary_frame(series, windows)
+        payload = encode(frame)
+        n = series * windows
+        figures[f"bytes_per_summary_{series}x{windows}"] = len(payload) / n
+        figures[f"encode_ns_per_summary_{series}x{windows}"] = best_ns(lambda frame=frame: encode(frame), 100) / n
+        figures[f"decode_ns_per_summary_{series}x{windows}"] = (
+            best_ns(lambda payload=payload: decode(payload, limits), 100) / n
+        )
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bytes and nanoseconds of frames.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one flat JSON object")
+    options = parser.parse_args()
+    figures = measure()
+    print(f"{'frame':<34}{'bytes/row':>10}{'encode ns':>11}{'decode ns':>11}")
+    for title, size, suffix in (
+        ("raw, 4,096 samples, 50 series", "bytes_per_sample", ""),
+        ("  stamped on arrival", "bytes_per_sample_arrival", "_arrival"),
+        ("  all digits of a float64", "bytes_per_sample_float64", "_float64"),
+        ("summaries, 600 series x 1", "bytes_per_summary_600x1", "_per_summary_600x1"),
+        ("summaries, 50 series x 20", "bytes_per_summary_50x20", "_per_summary_50x20"),
+    ):
+        encode_ns, decode_ns = figures[f"encode_ns{suffix}"], figures[f"decode_ns{suffix}"]
+        print(f"{title:<34}{figures[size]:>10.2f}{encode_ns:>11.0f}{decode_ns:>11.0f}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

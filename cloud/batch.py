@@ -1,0 +1,104 @@
+"""What is written to the sink at once: the lines of some frames, each traceable to its frame. Pure.
+
+When the sink refuses a body, the bad lines in it are found by writing again, which the points' keys make
+safe: the lines are laid newest first and halved until single ones are refused. Newest first, since a server
+refuses whatever is older than its retention: once it has refused one line for that, all older ones are
+refused too without asking, so that a backlog beyond the retention costs a few writes and not two a line.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from cloud.lines import NO_SERIES, Lines
+from devices.wire.receipt import Rejected
+
+DETAIL_CHARS: Final = 200
+"""How much of the sink's sentence goes into a receipt: it may come once for each series."""
+
+
+class Piece(NamedTuple):
+    """Some lines of a batch, newest first, and the number of each within the batch."""
+
+    lines: list[bytes]
+    numbers: list[int]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.lines)
+
+    def halves(self) -> tuple[Piece, Piece]:
+        middle = len(self.lines) // 2
+        return Piece(self.lines[:middle], self.numbers[:middle]), Piece(self.lines[middle:], self.numbers[middle:])
+
+
+class Batch:
+    """Frames are added, bodies are written, bad lines are rejected; then each frame's rejections are read."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._frames: list[Lines] = []
+        self._ends: list[int] = []
+        """For each frame the number of the line after its last."""
+        self._rejected: list[dict[tuple[int, str], Rejected]] = []
+        self._expired_ns = -(2**63)
+        """The newest time that the sink has refused as older than its retention."""
+
+    def __len__(self) -> int:
+        """Lines."""
+        return self._ends[-1] if self._ends else 0
+
+    def add(self, lines: Lines, rejected: list[Rejected]) -> None:
+        """Add a frame, with what of it was rejected before."""
+        self._ends.append(len(self) + len(lines))
+        self._frames.append(lines)
+        self._rejected.append({(r.series, r.reason): r for r in rejected})
+        self.size_bytes += len(lines.body)
+
+    def rejected(self, frame: int) -> list[Rejected]:
+        """What was rejected of the n-th frame that was added: one entry for each series and reason."""
+        return list(self._rejected[frame].values())
+
+    def bodies(self, most_bytes: int) -> Iterator[tuple[bytes, int]]:
+        """All lines, in bodies of at most `most_bytes` or of one line; each with the number of its first line."""
+        whole = b"".join(lines.body for lines in self._frames)
+        at = first = 0
+        while at < len(whole):
+            end = len(whole)
+            if end - at > most_bytes:
+                end = (whole.rfind(b"\n", at, at + most_bytes) + 1) or (whole.index(b"\n", at) + 1)
+            body = whole[at:end]
+            yield body, first
+            at, first = end, first + body.count(b"\n")
+
+    def newest_first(self, body: bytes, first: int) -> Piece:
+        """The lines of a body that the sink did not take."""
+        lines = [line + b"\n" for line in body.split(b"\n")[:-1]]
+        order = sorted(range(len(lines)), key=lambda place: -_time_ns(lines[place]))
+        return Piece([lines[place] for place in order], [first + place for place in order])
+
+    def is_expired(self, piece: Piece) -> bool:
+        """Whether all its lines are known to be older than the sink's retention."""
+        return _time_ns(piece.lines[0]) <= self._expired_ns
+
+    def reject(self, piece: Piece, detail: str) -> None:
+        """The sink will never store these lines. `detail` is its own sentence about one of them."""
+        if "retention" in detail.lower():
+            self._expired_ns = max(self._expired_ns, _time_ns(piece.lines[0]))
+        for number in piece.numbers:
+            frame = bisect_right(self._ends, number)
+            lines = self._frames[frame]
+            series = int(lines.series[number - self._ends[frame] + len(lines)])
+            self._count(frame, 0 if series == NO_SERIES else series, detail[:DETAIL_CHARS])
+
+    def _count(self, frame: int, series: int, detail: str) -> None:
+        of_frame = self._rejected[frame]
+        before = of_frame.get((series, "sink"), Rejected(series, "sink", 0, detail))
+        of_frame[series, "sink"] = Rejected(series, "sink", before.count + 1, before.detail)
+
+
+def _time_ns(line: bytes) -> int:
+    """The time stands behind the last space, whatever spaces the names have."""
+    return int(line[line.rindex(b" ") :])

@@ -1,0 +1,275 @@
+"""Frame -> InfluxDB line protocol. Pure.
+
+    temperature,gateway=g1,device=pump1,channel=motor,unit=°C mean=61.2,min=...,count=10i,span_ms=10000i 1735689600000000000
+    `---------------------- prefix, once a series ----------'  `------- columns, one call a column -------' `--- column --'
+
+Lines are woven from columns: `msgspec.json.encode(column.tolist())` makes the text of a whole column at
+once, split at its commas; the pieces go into one flat list by strided assignment, and one join makes the
+body. Measured: 0.75 us for a line of eight fields, against 1.05 us with zip and 3.1 us with an f-string a line.
+Rows with the same numbers missing (what is not finite is left out) are woven together.
+
+Escaping. Commas, spaces and, in tags, equals signs get a backslash, as line protocol has it. What it has no
+way to say is replaced by what looks like it, so that nothing is lost and nothing is read as something else:
+
+    a control character (a newline above all)        its picture, U+2400 and following
+    a backslash before one of these, or at the end   U+29F5, which looks like a backslash
+    "#" at the start of a measurement: a comment     U+FF03, a wide "#"
+
+An empty tag is left out. Text in fields keeps its backslashes and quotes, escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.model import Alarm, Int32s
+from devices.wire.frame import (
+    AlarmBody,
+    ChangeBody,
+    Frame,
+    Heartbeat,
+    Inventory,
+    Ledger,
+    RawBody,
+    SummaryBody,
+    WireSeries,
+)
+
+NO_SERIES: Final = -1
+"""In `Lines.series`: a line that speaks of the gateway or a device, and of no series of the frame."""
+
+_NUMBERS: Final = ("mean", "min", "max", "stddev", "first", "last", "increase")
+_CACHED_KEYS: Final = 65_536
+"""Prefixes of series kept: at some 300 B each 20 MB. A gateway sends the same series again and again."""
+
+Piece: TypeAlias = bytes | list[bytes]
+
+
+@dataclass(slots=True)
+class Lines:
+    """What one frame becomes: `body` holds len(series) lines, each with its newline at the end."""
+
+    body: bytes
+    series: Int32s
+    """For each line the index into the frame's table of the series that it speaks of, or NO_SERIES."""
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+
+def encode(frame: Frame, ingested_ns: int) -> Lines:
+    """The lines of a frame that cloud.validate has admitted. `ingested_ns`: UTC of now, for alarms and wills."""
+    gateway, body = frame.header.gateway, frame.body
+    match body:
+        case SummaryBody():
+            return _summaries(gateway, frame.series, body.rows)
+        case RawBody():
+            return _raw(gateway, frame.series, body)
+        case ChangeBody():
+            return _changes(gateway, frame.series, body)
+        case AlarmBody():
+            return _alarms(gateway, frame.series, body.alarms, ingested_ns)
+        case Ledger():
+            return _of_the_gateway(_ledger(gateway, body))
+        case Inventory():
+            return _of_the_gateway(_inventory(gateway, body, frame.header.created_ns))
+        case Heartbeat():
+            return _of_the_gateway([_heartbeat(gateway, body, ingested_ns)])
+
+
+# -- columns ------------------------------------------------------------------------------------------
+
+
+def _weave(pieces: Sequence[Piece], rows: int) -> bytes:
+    """Row i of every piece after one another, for all rows. A piece is a column, or the same for each row."""
+    woven: list[bytes] = [b""] * (rows * len(pieces))
+    for at, piece in enumerate(pieces):
+        woven[at :: len(pieces)] = piece if isinstance(piece, list) else [piece] * rows
+    return b"".join(woven)
+
+
+def _column(values: NDArray[Any]) -> list[bytes]:
+    """The text of each number, as short as it reads back exactly. All must be finite."""
+    return msgspec.json.encode(values.tolist())[1:-1].split(b",") if len(values) else []
+
+
+def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix: str = "") -> list[bytes]:
+    """For each row the key of its series, and the space before its fields."""
+    keys: dict[int, bytes] = {}
+    for index in np.unique(series).tolist():
+        of = table[index]
+        keys[index] = _key(of.quantity + suffix, gateway, of.device, of.channel, of.unit)
+    return [keys[index] for index in series.tolist()]
+
+
+def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:
+    """Rows in which the same numbers are finite are woven together: gauges, counters, states, and odd ones."""
+    shape = np.zeros(len(rows), np.uint8)
+    for bit, name in enumerate(_NUMBERS):
+        shape |= np.isfinite(rows[name]).astype(np.uint8) << bit
+    parts = [(bits, rows[shape == bits]) for bits in np.unique(shape).tolist()]
+    body = b"".join(_weave(_summary_pieces(gateway, table, part, bits), len(part)) for bits, part in parts)
+    return Lines(body, np.concatenate([rows["series"][:0], *(part["series"] for _, part in parts)]))
+
+
+def _summary_pieces(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void], bits: int) -> list[Piece]:
+    pieces: list[Piece] = [_prefixes(gateway, table, rows["series"])]
+    for bit, name in enumerate(_NUMBERS):
+        if bits >> bit & 1:
+            pieces += [f"{name}=".encode(), _column(rows[name]), b","]
+    span_ms = rows["span_ns"] // 1_000_000
+    return [
+        *pieces,
+        b"count=",
+        _column(rows["count"]),
+        b"i,span_ms=",
+        _column(span_ms),
+        b"i ",
+        _column(rows["time_ns"]),
+        b"\n",
+    ]
+
+
+def _raw(gateway: str, table: Sequence[WireSeries], body: RawBody) -> Lines:
+    batch = body.samples
+    prefixes = _prefixes(gateway, table, batch.series, "_raw")
+    quality = [b"" if q == 0 else b",quality=%d" % q for q in batch.quality.tolist()]
+    pieces = [prefixes, b"value=", _column(batch.value), quality, b" ", _column(batch.time_ns), b"\n"]
+    return Lines(_weave(pieces, len(batch)), batch.series)
+
+
+def _changes(gateway: str, table: Sequence[WireSeries], body: ChangeBody) -> Lines:
+    rows = body.rows
+    texts = {i: {number: text for text, number in table[i].texts.items()} for i in np.unique(rows["series"]).tolist()}
+    named = [texts[i].get(value) for i, value in zip(rows["series"].tolist(), rows["value"].tolist(), strict=True)]
+    text: list[bytes] = [b"" if name is None else b",text=" + _quoted(name) for name in named]
+    prefixes = _prefixes(gateway, table, rows["series"])
+    pieces = [prefixes, b"state=", _column(rows["value"]), text, b" ", _column(rows["time_ns"]), b"\n"]
+    return Lines(_weave(pieces, len(rows)), rows["series"].copy())
+
+
+# -- single lines ---------------------------------------------------------------------------------------
+
+
+def _line(key: bytes, fields: dict[str, float | str], time_ns: int) -> bytes:
+    """Numbers become floats; those that are not finite, and empty texts, are left out."""
+    texts = [
+        _tag_part(name).encode() + b"=" + (_quoted(value) if isinstance(value, str) else repr(float(value)).encode())
+        for name, value in fields.items()
+        if (value != "" if isinstance(value, str) else math.isfinite(value))
+    ]
+    return key + b",".join(texts) + b" %d\n" % time_ns
+
+
+def _alarms(gateway: str, table: Sequence[WireSeries], alarms: Sequence[Alarm], ingested_ns: int) -> Lines:
+    lines = []
+    for alarm in alarms:
+        of = table[alarm.series]
+        fields: dict[str, float | str] = {
+            "id": alarm.id,
+            "state": alarm.state,
+            "severity": alarm.severity,
+            "score": alarm.score,
+            "value": alarm.value,
+            "low": alarm.low,
+            "high": alarm.high,
+            "reason": alarm.reason,
+            "ingested_ms": ingested_ns / 1e6,
+        }
+        lines.append(
+            _line(_key("alarm", gateway, of.device, of.channel, of.unit, alarm.detector), fields, alarm.time_ns)
+        )
+    return Lines(b"".join(lines), np.array([alarm.series for alarm in alarms], np.int32))
+
+
+def _ledger(gateway: str, body: Ledger) -> list[bytes]:
+    lines = []
+    for account in body.accounts:
+        fields: dict[str, float | str] = {
+            "produced": account.produced,
+            "stored": account.stored,
+            "waiting": account.waiting,
+            "late": account.late,
+        }
+        fields |= {f"rejected_{reason}": count for reason, count in account.rejected.items()}
+        fields |= {f"dropped_{policy}": count for policy, count in account.dropped.items()}
+        lines.append(_line(_key("ledger", gateway, account.device, account.channel), fields, body.time_ns))
+    return lines
+
+
+def _inventory(gateway: str, body: Inventory, created_ns: int) -> list[bytes]:
+    """One point for the gateway, one for every channel that it has."""
+    about: dict[str, float | str] = {"software": body.software, "config_digest": body.config_digest}
+    lines = [_line(_key("gateway", gateway), about, created_ns)]
+    for device in body.devices:
+        for channel in device.channels:
+            profile: dict[str, float | str] = {"profile": device.profile or "none"}
+            lines.append(_line(_key("channel", gateway, device.name, channel), profile, created_ns))
+    return lines
+
+
+def _heartbeat(gateway: str, body: Heartbeat, ingested_ns: int) -> bytes:
+    """A will was written before its gateway was lost: it has no time, and says so by `state`."""
+    if body.time_ns == 0:
+        return _line(_key("gateway", gateway), {"state": "lost"}, ingested_ns)
+    fields: dict[str, float | str] = {
+        "state": "alive",
+        "software": body.software,
+        "inventory_digest": body.inventory_digest,
+        "store_bytes": body.store_bytes,
+        "store_limit_bytes": body.store_limit_bytes,
+        "outbox_frames": body.outbox_frames,
+        "oldest_unsent_ms": body.oldest_unsent_ms,
+        "open_alarms": body.open_alarms,
+        "outage_budget_s": body.outage_budget_s,
+    }
+    return _line(_key("gateway", gateway), fields, body.time_ns)
+
+
+def _of_the_gateway(lines: list[bytes]) -> Lines:
+    return Lines(b"".join(lines), np.full(len(lines), NO_SERIES, np.int32))
+
+
+# -- names -------------------------------------------------------------------------------------------------
+
+_CONTROLS: Final = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+_LOST_BACKSLASHES: Final = re.compile(r"\\+(?=[,= ]|$)")
+_TAG_SPECIALS: Final = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ "})
+_MEASUREMENT_SPECIALS: Final = str.maketrans({",": r"\,", " ": r"\ "})
+
+
+@lru_cache(_CACHED_KEYS)
+def _key(
+    measurement: str, gateway: str, device: str = "", channel: str = "", unit: str = "", detector: str = ""
+) -> bytes:
+    """Measurement and tags, and the space that ends them. Tags lie in the order of their names, as InfluxDB wants."""
+    tags = {"channel": channel, "detector": detector, "device": device, "gateway": gateway, "unit": unit}
+    written = "".join(f",{name}={_tag_part(value)}" for name, value in tags.items() if value)
+    return f"{_measurement(measurement)}{written} ".encode()
+
+
+def _measurement(name: str) -> str:
+    shown = _expressible(name)
+    return ("＃" + shown[1:] if shown.startswith("#") else shown).translate(_MEASUREMENT_SPECIALS)
+
+
+def _tag_part(name: str) -> str:
+    return _expressible(name).translate(_TAG_SPECIALS)
+
+
+def _expressible(name: str) -> str:
+    return _LOST_BACKSLASHES.sub(lambda run: "\u29f5" * len(run[0]), name.translate(_CONTROLS))
+
+
+def _quoted(text: str) -> bytes:
+    escaped = text.translate(_CONTROLS).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'.encode()

@@ -1,0 +1,118 @@
+"""What the ingester accepts of a decoded frame. Pure; never against a profile: an edge may have a newer one.
+
+`devices.wire.frame.decode` has checked all that a frame says of itself. Here it is held against its topic and
+the clock. A frame under another gateway's topic is refused whole; rows are rejected by series, and the rest
+of their frame is stored:
+
+    future   later than now and `max_ahead`: a clock that runs years ahead would hide all later points
+    sink     before 1970, or in a measurement whose name is kept for Forebay's own points
+
+A frame without rows (ledger, inventory, heartbeat) has one time, and is refused whole as `future`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.errors import FrameError
+from devices.model import Int32s, Int64s
+from devices.profiles import RESERVED_QUANTITIES
+from devices.wire.frame import (
+    AlarmBody,
+    BodyKind,
+    ChangeBody,
+    Frame,
+    Heartbeat,
+    Ledger,
+    RawBody,
+    SummaryBody,
+    WireSeries,
+)
+from devices.wire.receipt import Rejected
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Admitted:
+    """What of a frame is stored, and what of it the receipt must name."""
+
+    frame: Frame
+    rejected: list[Rejected]
+
+
+def admit(frame: Frame, gateway: str, *, now_ns: int, max_ahead_ns: int) -> Admitted:
+    """The rows of a frame that may be stored. `gateway` is that of its topic. FrameError refuses it whole."""
+    if frame.header.gateway != gateway:
+        raise FrameError(f"a frame of {frame.header.gateway!r} under the topic of {gateway!r}", "gateway")
+    latest_ns = now_ns + max_ahead_ns
+    rows = _rows(frame.body)
+    if rows is None:
+        _expect_past(frame, latest_ns)
+        return Admitted(frame, [])
+    series, time_ns = rows
+    future, ancient = time_ns > latest_ns, time_ns < 0
+    named = np.zeros(len(series), bool)
+    if not isinstance(frame.body, AlarmBody):  # alarms lie in a measurement of ours, whatever they speak of
+        named = _reserved(frame.series)[series]
+    bad = future | ancient | named
+    if not bad.any():
+        return Admitted(frame, [])
+    rejected = [
+        *_rejections(series[future], "future", "later than the ingester's clock and max_ahead"),
+        *_rejections(series[ancient & ~named], "sink", "a time before 1970"),
+        *_rejections(series[named & ~future], "sink", "its measurement's name is kept for Forebay's own points"),
+    ]
+    return Admitted(msgspec.structs.replace(frame, body=_without(frame.body, bad)), rejected)
+
+
+def _rows(body: BodyKind) -> tuple[Int32s, Int64s] | None:
+    """(series int32[n], time_ns int64[n]) of a body with rows."""
+    match body:
+        case SummaryBody() | ChangeBody():
+            return body.rows["series"], body.rows["time_ns"]
+        case RawBody():
+            return body.samples.series, body.samples.time_ns
+        case AlarmBody():
+            series = np.array([alarm.series for alarm in body.alarms], np.int32)
+            return series, np.array([alarm.time_ns for alarm in body.alarms], np.int64)
+        case _:
+            return None
+
+
+def _without(body: BodyKind, bad: Mask) -> BodyKind:
+    match body:
+        case SummaryBody():
+            return SummaryBody(body.rows[~bad])
+        case ChangeBody():
+            return ChangeBody(body.rows[~bad])
+        case RawBody():
+            return RawBody(body.samples.take(~bad))
+        case AlarmBody():
+            return AlarmBody([alarm for alarm, is_bad in zip(body.alarms, bad.tolist(), strict=True) if not is_bad])
+        case _:
+            return body
+
+
+def _reserved(table: Sequence[WireSeries]) -> Mask:
+    """For each series of the table: whether its points would lie among Forebay's own."""
+    return np.array([s.quantity in RESERVED_QUANTITIES or s.quantity.endswith("_raw") for s in table], bool)
+
+
+def _rejections(series: Int32s, reason: str, detail: str) -> list[Rejected]:
+    places, counts = np.unique(series, return_counts=True)
+    return [Rejected(place, reason, n, detail) for place, n in zip(places.tolist(), counts.tolist(), strict=True)]
+
+
+def _expect_past(frame: Frame, latest_ns: int) -> None:
+    body = frame.body
+    time_ns = body.time_ns if isinstance(body, Ledger | Heartbeat) else frame.header.created_ns
+    if time_ns > latest_ns:
+        raise FrameError("made later than the ingester's clock and max_ahead: one of the two is wrong", "future")
+    if time_ns < 0:
+        raise FrameError("made before 1970", "future")

@@ -1,0 +1,89 @@
+"""TOML tables into typed structs, with errors that name the file and the path of the key.
+
+Each table is converted by itself, since msgspec does not name the keys of a mapping in its paths:
+
+    unknown field `topcs`: gateway.toml [source.plant]; did you mean `topics`?
+    expected `int`, got `str`: gateway.toml [source.pump1] baud_rate
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from devices.errors import ForebayError
+from devices.quantities import Duration, Rate, Size, from_toml
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_MAX_FILE_BYTES: Final = 4 * 2**20
+
+
+def read_toml(path: Path, error: type[ForebayError]) -> Table:
+    """The file's table. Raises `error` with what to do when it is not there, or is not TOML."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as why:
+        raise error(f"cannot read {path}: {why.strerror}") from why
+    if len(content) > _MAX_FILE_BYTES:
+        raise error(f"{path} is larger than {Size(_MAX_FILE_BYTES)}: it is hardly a configuration")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as why:
+        raise error(f"{path} is not TOML: {why}") from why
+
+
+def convert(table: object, kind: type[T], where: str, error: type[ForebayError]) -> T:
+    """`table` as a `kind`. `where` is the file and the table's path: "gateway.toml [source.plant]".
+
+    Raises `error` for unknown or missing keys, wrong types, and whatever `__post_init__` refuses.
+    """
+    try:
+        return msgspec.convert(table, kind, dec_hook=from_toml)
+    except msgspec.ValidationError as why:
+        raise error(_sentence(str(why), kind, where)) from why
+
+
+def builtins(value: object) -> Any:
+    """A struct as plain dicts, lists, numbers and text; quantities in the form that reads back."""
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Duration | Size | Rate):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not part of a configuration")
+
+
+def key_path(*keys: str) -> str:
+    """The path of a table as TOML writes it: `[source."pump 1"]`."""
+    return "[" + ".".join(k if re.fullmatch(r"[A-Za-z0-9_-]+", k) else f'"{k}"' for k in keys) + "]"
+
+
+def _sentence(message: str, kind: type, where: str) -> str:
+    message, _, path = message.partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    place = f"{where} {path}" if path else where
+    if match := _UNKNOWN_FIELD.fullmatch(message):
+        known = [] if path else list(getattr(kind, "__struct_encode_fields__", ()))
+        return f"unknown field `{match[1]}`: {place}{did_you_mean(match[1], known)}"
+    if match := _MISSING_FIELD.fullmatch(message):
+        return f"missing field `{match[1]}`: {place}"
+    return f"{message[:1].lower()}{message[1:]}: {place}"
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of an error's sentence: the nearest of the known words, or all of them, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known are {', '.join(sorted(known))}" if known else ""

@@ -1,0 +1,422 @@
+"""Arrays to bytes and back, exactly: the columns of a frame (docs/wire.md, docs/decisions/0004-columns.md).
+
+A column does not say how long it is. Its length comes from a count that has been checked against a
+limit; a column whose bytes do not fit that length is refused before memory is taken for it. A
+column without bytes holds zeros, so that a field which an older writer did not know reads as 0.
+
+    ints      ""                        all zero
+              w, w planes of n bytes    n integers (zigzag: 0, -1, 1, -2 -> 0, 1, 2, 3) of w = 1..8 bytes;
+                                        plane 0 has the lowest byte of each
+              0x80 | w, w bytes         n times the same integer
+    floats    ""                        all 0.0
+              8 planes of n bytes       n float64
+    texts     UTF-8 of all of them, and ints: the number of characters of each
+
+Byte planes put like with like: the high bytes of neighbours are nearly always equal, which the
+frame's zstd then turns into almost nothing.
+
+Rows stand in groups, one a series. Integers of a group are sent as the first, and the differences
+from row to row; the firsts have a column of their own, since they are large where differences are
+small. All arithmetic is modulo 2^64 and so always has an inverse. Every function works on all groups
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.errors import FrameError
+from devices.model import Floats, Int64s
+from devices.wire import telemetry_pb2 as pb
+
+MAX_EXPONENT = 9
+"""10^9 is far below 2^53, so that a division by it is one correctly rounded operation."""
+FLOAT = 15
+"""In place of an exponent: the values of this group are not decimals with few places."""
+
+_CONSTANT = 0x80
+_MINUS_ZERO_BITS = np.int64(-(2**63))
+_POWERS = np.array([10.0**e for e in range(MAX_EXPONENT + 1)] + [1.0] * (FLOAT - MAX_EXPONENT))
+_UNITS_NS = np.array([1, 1_000, 1_000_000, 1_000_000_000], dtype=np.int64)
+_SAMPLE_ROWS = 4
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class Groups:
+    """Rows 0..n-1 cut into g groups of `counts` rows each (int64[g], none of them 0)."""
+
+    def __init__(self, counts: Int64s) -> None:
+        self.counts = counts
+        self.n = int(counts.sum())
+        self.starts: Int64s = np.cumsum(counts) - counts
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def spread(self, per_group: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """One value a group -> that value for each of its rows."""
+        return np.repeat(per_group, self.counts)
+
+    def every(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """bool[g]: true for all rows of the group."""
+        return np.logical_and.reduceat(rows, self.starts)
+
+    def rest(self) -> NDArray[np.bool_]:
+        """bool[n]: false for the first row of each group."""
+        mask = np.ones(self.n, dtype=np.bool_)
+        mask[self.starts] = False
+        return mask
+
+    def kept(self, groups: NDArray[np.bool_]) -> tuple[Groups, NDArray[np.bool_]]:
+        """Those groups alone, and bool[n]: the rows that are theirs."""
+        return Groups(self.counts[groups]), np.repeat(groups, self.counts)
+
+
+# ---------------------------------------------------------------- ints, floats, texts
+
+
+def pack_ints(values: Int64s) -> bytes:
+    """int64[n] -> a column; see the module's docstring."""
+    n = len(values)
+    zigzag = ((values << 1) ^ (values >> 63)).view(np.uint64)
+    top = int(zigzag.max()) if n else 0
+    if top == 0:
+        return b""
+    width = (top.bit_length() + 7) // 8
+    if int(zigzag.min()) == top:
+        return bytes([_CONSTANT | width]) + top.to_bytes(width, "little")
+    planes = zigzag.astype("<u8", copy=False).view(np.uint8).reshape(n, 8)[:, :width]
+    return bytes([width]) + planes.T.tobytes()
+
+
+def unpack_ints(column: bytes, n: int, what: str) -> Int64s:
+    """A column -> int64[n]. FrameError if it is not one of length n; `what` names it there."""
+    if not column:
+        return np.zeros(n, dtype=np.int64)
+    width = column[0] & ~_CONSTANT
+    constant = bool(column[0] & _CONSTANT)
+    if not 1 <= width <= 8:
+        raise FrameError(f"column {what}: integers of {width} bytes; 1 to 8 are possible", "malformed")
+    _expect_bytes(column, 1 + width * (1 if constant else n), what)
+    if constant:
+        zigzag = np.full(n, int.from_bytes(column[1:], "little"), dtype=np.uint64)
+    else:
+        planes = np.frombuffer(column, dtype=np.uint8, offset=1).reshape(width, n)
+        zigzag = planes[width - 1].astype(np.uint64)
+        for plane in range(width - 2, -1, -1):
+            zigzag <<= np.uint64(8)
+            zigzag |= planes[plane]
+    ints = (zigzag >> np.uint64(1)).view(np.int64)
+    zigzag &= np.uint64(1)
+    ints ^= -zigzag.view(np.int64)
+    return ints
+
+
+def pack_floats(values: Floats) -> bytes:
+    """float64[n] -> a column that keeps every bit."""
+    raw = np.ascontiguousarray(values, dtype="<f8").view(np.uint8)
+    return raw.reshape(len(values), 8).T.tobytes() if raw.any() else b""
+
+
+def unpack_floats(column: bytes, n: int, what: str) -> Floats:
+    """A column -> float64[n]. FrameError if it is not one of length n."""
+    if not column:
+        return np.zeros(n)
+    _expect_bytes(column, 8 * n, what)
+    planes = np.frombuffer(column, dtype=np.uint8).reshape(8, n)
+    return np.ascontiguousarray(planes.T).view("<f8").reshape(n).astype(np.float64, copy=False)
+
+
+def pack_texts(texts: Sequence[str]) -> pb.Texts:
+    """Texts -> a column. UnicodeEncodeError (a ValueError) if one holds half of a surrogate pair."""
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    return pb.Texts(utf8="".join(texts).encode(), characters=pack_ints(lengths))
+
+
+def unpack_texts(column: pb.Texts, n: int, what: str, max_bytes: int) -> list[str]:
+    """A column -> n texts of at most `max_bytes` bytes of UTF-8 each; FrameError otherwise."""
+    lengths = unpack_ints(column.characters, n, what)
+    try:
+        joined = column.utf8.decode()
+    except UnicodeDecodeError as error:
+        raise FrameError(f"column {what}: {error}", "malformed") from None
+    total = expect_counts(lengths, what, len(joined))
+    if total != len(joined):
+        raise FrameError(f"column {what}: lengths do not add up to the {len(joined)} characters sent", "malformed")
+    ends = np.cumsum(lengths).tolist()
+    texts = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    longest = int(lengths.max()) if n else 0
+    if longest > max_bytes or (4 * longest > max_bytes and any(len(text.encode()) > max_bytes for text in texts)):
+        raise FrameError(f"column {what}: a text is longer than {max_bytes} bytes", "oversize")
+    return texts
+
+
+def _expect_bytes(column: bytes, expected: int, what: str) -> None:
+    if len(column) < expected:
+        raise FrameError(f"column {what} ends early: {len(column)} of {expected} bytes", "truncated")
+    if len(column) > expected:
+        raise FrameError(f"column {what} is longer than its rows: {len(column)} for {expected} bytes", "malformed")
+
+
+def expect_counts(counts: Int64s, what: str, limit: int) -> int:
+    """The sum of counts, none of which may be below 0; FrameError if it is more than `limit`."""
+    if len(counts) and int(counts.min()) < 0:
+        raise FrameError(f"{what}: a count below 0", "malformed")
+    if len(counts) and int(counts.max()) > limit:  # so that the sum cannot wrap
+        raise FrameError(f"{what}: a count of {int(counts.max())}; at most {limit}", "oversize")
+    total = int(counts.sum())
+    if total > limit:
+        raise FrameError(f"{what}: {total} in all; at most {limit}", "oversize")
+    return total
+
+
+def pack_differences(values: Int64s) -> bytes:
+    """Like `pack_ints`, of each value less the one before (the first: less 0)."""
+    return pack_ints(np.diff(values, prepend=np.int64(0)))
+
+
+def unpack_differences(column: bytes, n: int, what: str) -> Int64s:
+    """The inverse of `pack_differences`."""
+    return np.cumsum(unpack_ints(column, n, what))
+
+
+# ---------------------------------------------------------------- times
+
+
+def pack_times(time_ns: Int64s, groups: Groups) -> pb.Times:
+    """int64[n], ascending within each group -> columns; each group in the largest unit that divides it."""
+    if not groups.n:
+        return pb.Times()
+    unit = _largest_units(time_ns, groups)
+    ticks = time_ns // _spread_units(unit, groups)
+    steps = ticks[1:] - ticks[:-1]
+    steps = steps[groups.rest()[1:]]
+    smallest = np.zeros(len(groups), dtype=np.int64)
+    long = groups.counts > 1
+    if len(steps):
+        inner = Groups(groups.counts[long] - 1)
+        smallest[long] = np.minimum.reduceat(steps, inner.starts)
+        steps -= inner.spread(smallest[long])
+    return pb.Times(
+        unit=pack_ints(unit),
+        first=pack_differences(ticks[groups.starts]),
+        step=pack_ints(smallest),
+        rest=pack_ints(steps),
+    )
+
+
+def unpack_times(column: pb.Times, groups: Groups) -> Int64s:
+    """Columns -> int64[n]. FrameError unless times are sorted within each group."""
+    g, n = len(groups), groups.n
+    if not n:
+        return np.empty(0, dtype=np.int64)
+    unit = unpack_ints(column.unit, g, "time.unit")
+    if int(unit.min()) < 0 or int(unit.max()) >= len(_UNITS_NS):
+        raise FrameError(f"time.unit: units are 0 to {len(_UNITS_NS) - 1}", "malformed")
+    first = unpack_differences(column.first, g, "time.first")
+    steps = groups.spread(unpack_ints(column.step, g, "time.step"))
+    rest = groups.rest()
+    steps[rest] += unpack_ints(column.rest, n - g, "time.rest")
+    ticks = _accumulate(first, steps, groups)
+    limit = np.iinfo(np.int64).max // _UNITS_NS[unit]
+    if np.any(np.abs(ticks[groups.starts]) > limit) or np.any(ticks > groups.spread(limit)):
+        raise FrameError("time: beyond what 64 bits of nanoseconds hold", "malformed")
+    time_ns = ticks * _spread_units(unit, groups)
+    if np.any((time_ns[1:] < time_ns[:-1]) & rest[1:]):
+        raise FrameError("time: not sorted within a series", "malformed")
+    return time_ns
+
+
+def largest_unit(spans_ns: Int64s) -> int:
+    """The largest k of 3, 2, 1, 0 such that 10^(3k) ns divides all of them."""
+    return int(_largest_units(spans_ns, Groups(np.array([len(spans_ns)])))[0]) if len(spans_ns) else 0
+
+
+def unit_ns(unit: int) -> int:
+    """The nanoseconds of a unit on the wire; FrameError if there is no such unit."""
+    if not 0 <= unit < len(_UNITS_NS):
+        raise FrameError(f"unit {unit}: units are 0 to {len(_UNITS_NS) - 1}", "malformed")
+    return int(_UNITS_NS[unit])
+
+
+def _largest_units(time_ns: Int64s, groups: Groups) -> Int64s:
+    unit = np.zeros(len(groups), dtype=np.int64)
+    firsts = time_ns[groups.starts]
+    for k in range(len(_UNITS_NS) - 1, 0, -1):
+        candidates = (unit == 0) & (firsts % _UNITS_NS[k] == 0)
+        if candidates.any():
+            divides = groups.every(time_ns // _UNITS_NS[k] * _UNITS_NS[k] == time_ns)
+            unit[candidates & divides] = k
+        if unit.all():
+            break
+    return unit
+
+
+def _spread_units(unit: Int64s, groups: Groups) -> Int64s | np.int64:
+    # Division by a scalar is several times faster, and one unit for all is the usual case.
+    if (unit == unit[0]).all():
+        return np.int64(_UNITS_NS[unit[0]])
+    return groups.spread(_UNITS_NS[unit])
+
+
+# ---------------------------------------------------------------- differences within groups
+
+
+def split_firsts(ints: Int64s, groups: Groups) -> tuple[Int64s, Int64s]:
+    """int64[n] -> the first of each group int64[g], and the differences between rows int64[n - g]."""
+    steps = ints[1:] - ints[:-1]
+    return ints[groups.starts], steps[groups.rest()[1:]]
+
+
+def join_firsts(firsts: Int64s, steps: Int64s, groups: Groups) -> Int64s:
+    """The inverse of `split_firsts`."""
+    spaced = np.zeros(groups.n, dtype=np.int64)
+    spaced[groups.rest()] = steps
+    return _accumulate(firsts, spaced, groups)
+
+
+def _accumulate(firsts: Int64s, steps: Int64s, groups: Groups) -> Int64s:
+    """Running sums within groups. `steps` is int64[n], is used up, and counts from each group's 2nd row."""
+    steps[groups.starts] = 0
+    lasts = firsts + np.add.reduceat(steps, groups.starts)
+    steps[groups.starts] = firsts
+    steps[groups.starts[1:]] -= lasts[:-1]
+    return np.cumsum(steps)
+
+
+# ---------------------------------------------------------------- decimals
+
+
+def to_decimals(values: Floats, groups: Groups, at_least: Int64s | None = None) -> tuple[Int64s, Int64s]:
+    """Find for each group the smallest exponent e in 0..9 for which all values are round(v * 10^e) / 10^e.
+
+    values: float64[k, n]; the k columns of a group share its exponent. The equality is one of bits, so
+    -0.0 is never met (see `take_minus_zeros`). at_least: int64[g], exponents to begin with.
+
+    Returns exponents int64[g] (FLOAT where there is none) and integers int64[k, n] (without meaning for
+    groups that have none). If 10^e does for a value, so does every higher power while the integer stays
+    below 2^53: a few rows of a group therefore give a lower bound, and all rows then decide.
+    """
+    exponents = np.zeros(len(groups), dtype=np.int64) if at_least is None else at_least.copy()
+    if groups.n > 2 * _SAMPLE_ROWS * len(groups):
+        places = np.arange(_SAMPLE_ROWS)[:, None] * (groups.counts - 1) // (_SAMPLE_ROWS - 1) + groups.starts
+        sample = Groups(np.full(len(groups), _SAMPLE_ROWS))
+        exponents, _ = _raise_until_exact(values[:, places.T.reshape(-1)], sample, exponents)
+    return _raise_until_exact(values, groups, exponents)
+
+
+def _raise_until_exact(values: Floats, groups: Groups, exponents: Int64s) -> tuple[Int64s, Int64s]:
+    bits = values.view(np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):  # what overflows is then not equal
+        while True:
+            power = groups.spread(_POWERS[exponents])
+            ints = np.rint(values * power).astype(np.int64)
+            exact = ((ints / power).view(np.int64) == bits).all(axis=0)
+            if exact.all():
+                return exponents, ints
+            exponents = exponents + (~groups.every(exact) & (exponents != FLOAT))
+            exponents[exponents == MAX_EXPONENT + 1] = FLOAT
+            if np.all((exponents == FLOAT) | groups.every(exact)):
+                return exponents, ints
+
+
+def from_decimals(ints: Int64s, exponents: Int64s, groups: Groups) -> Floats:
+    """int64[n] and exponents int64[g] -> float64[n]; rows of groups with FLOAT have no meaning."""
+    values: Floats = ints / groups.spread(_POWERS[exponents])
+    return values
+
+
+def ten_to_the(exponents: Int64s) -> Int64s:
+    """10^e as integers, 1 for FLOAT."""
+    return _POWERS[exponents].astype(np.int64)
+
+
+def take_minus_zeros(values: Floats) -> tuple[Floats, Int64s]:
+    """Replace -0.0 by 0.0; returns the values (a copy where needed) and the places, ascending."""
+    found = values.view(np.int64) == _MINUS_ZERO_BITS
+    if not found.any():
+        return values, np.empty(0, dtype=np.int64)
+    return np.where(found, 0.0, values), np.flatnonzero(found)
+
+
+def put_minus_zeros(values: Floats, column: bytes, count: int) -> None:
+    """The inverse of `take_minus_zeros`, in place on float64[n]."""
+    if not count:
+        return
+    if count > len(values):
+        raise FrameError(f"minus_zeros: {count} places in {len(values)} values", "malformed")
+    places = unpack_differences(column, count, "minus_zero")
+    if int(places.min()) < 0 or int(places.max()) >= len(values):
+        raise FrameError(f"minus_zero: a place outside of {len(values)} values", "malformed")
+    values[places] = -0.0
+
+
+def unpack_exponents(column: bytes, groups: Groups, what: str) -> Int64s:
+    """A column of exponents -> int64[g], each 0..9 or FLOAT."""
+    exponents = unpack_ints(column, len(groups), what)
+    if np.any((exponents < 0) | (exponents > MAX_EXPONENT) & (exponents != FLOAT)):
+        raise FrameError(f"column {what}: exponents are 0 to {MAX_EXPONENT}, or {FLOAT}", "malformed")
+    return exponents
+
+
+def pack_decimals(values: Floats, groups: Groups) -> pb.Decimals:
+    """float64[n] -> columns that give back every bit."""
+    if not groups.n:
+        return pb.Decimals()
+    plain, places = take_minus_zeros(values)
+    exponents, ints = to_decimals(plain[None, :], groups)
+    column = pack_split(ints[0], plain, exponents, groups)
+    column.minus_zeros = len(places)
+    column.minus_zero = pack_differences(places)
+    return column
+
+
+def unpack_decimals(column: pb.Decimals, groups: Groups, what: str) -> Floats:
+    """The inverse of `pack_decimals`; FrameError if the columns do not fit the groups."""
+    if not groups.n:
+        return np.empty(0)
+    exponents = unpack_exponents(column.exponent, groups, what)
+    _, values = unpack_split(column, exponents, groups, what)
+    put_minus_zeros(values, column.minus_zero, column.minus_zeros)
+    return values
+
+
+def pack_split(ints: Int64s, values: Floats, exponents: Int64s, groups: Groups) -> pb.Decimals:
+    """Groups with an exponent as integers and their differences, the others as floats."""
+    column = pb.Decimals(exponent=pack_ints(exponents))
+    decimal = exponents != FLOAT
+    if not decimal.all():
+        groups, rows = groups.kept(decimal)
+        column.float = pack_floats(values[~rows])
+        ints = ints[rows]
+    if groups.n:
+        firsts, steps = split_firsts(ints, groups)
+        column.first = pack_ints(firsts)
+        column.step = pack_ints(steps)
+    return column
+
+
+def unpack_split(column: pb.Decimals, exponents: Int64s, groups: Groups, what: str) -> tuple[Int64s, Floats]:
+    """The inverse of `pack_split`: integers int64[n] (0 for rows of floats) and values float64[n]."""
+    decimal = exponents != FLOAT
+    if decimal.all():
+        ints = _unpack_integers(column, groups, what)
+        return ints, from_decimals(ints, exponents, groups)
+    inner, rows = groups.kept(decimal)
+    ints = np.zeros(groups.n, dtype=np.int64)
+    if inner.n:
+        ints[rows] = _unpack_integers(column, inner, what)
+    values = from_decimals(ints, exponents, groups)
+    values[~rows] = unpack_floats(column.float, groups.n - inner.n, f"{what}.float")
+    return ints, values
+
+
+def _unpack_integers(column: pb.Decimals, groups: Groups, what: str) -> Int64s:
+    firsts = unpack_ints(column.first, len(groups), f"{what}.first")
+    steps = unpack_ints(column.step, groups.n - len(groups), f"{what}.step")
+    return join_firsts(firsts, steps, groups)

@@ -1,0 +1,174 @@
+"""The table of series that each frame carries, and the order that it gives to the frame's rows.
+
+Devices of one model have the same channels, so the table is factored: names of devices, shapes
+(channel, quantity, unit, kind, texts), and for each series a pair of indexes. Rows are grouped by
+series in the order of (shape, series): like stands beside like, whatever the order of the table,
+which is the writer's and is kept, since receipts name series by their place in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from devices.errors import FrameError
+from devices.model import Int32s, Int64s, Kind
+from devices.wire import telemetry_pb2 as pb
+from devices.wire.columns import (
+    Groups,
+    expect_counts,
+    pack_differences,
+    pack_floats,
+    pack_ints,
+    pack_texts,
+    unpack_differences,
+    unpack_floats,
+    unpack_ints,
+    unpack_texts,
+)
+from devices.wire.limits import FrameLimits
+
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class WireSeries(msgspec.Struct, frozen=True):
+    """What a frame says of one series; with its gateway, all that a point in InfluxDB needs."""
+
+    device: str
+    channel: str
+    quantity: str
+    unit: str
+    kind: Kind = Kind.GAUGE
+    texts: dict[str, float] = {}
+    """For states: text -> number. Shared between series; not to be changed."""
+
+
+class Table:
+    """Columns about the series of one frame, in the table's order."""
+
+    def __init__(self, shape: Int64s, kind: Int64s) -> None:
+        self.kind = kind
+        """int64[series]: devices.model.Kind."""
+        self.order: Int64s = np.argsort(shape, kind="stable")
+        """int64[series]: the series in the order in which their rows stand."""
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+def pack_table(series: Sequence[WireSeries]) -> tuple[pb.Table, Table]:
+    """The message, and the columns by which the body's rows are then grouped."""
+    devices: dict[str, int] = {}
+    shapes: dict[tuple[str, str, str, Kind, tuple[tuple[str, float], ...]], int] = {}
+    device, shape = [], []
+    for one in series:
+        pairs = tuple(one.texts.items()) if one.texts else ()
+        device.append(devices.setdefault(one.device, len(devices)))
+        shape.append(shapes.setdefault((one.channel, one.quantity, one.unit, one.kind, pairs), len(shapes)))
+    kinds = np.array([kind for _, _, _, kind, _ in shapes], dtype=np.int64)
+    texts = [pair for *_, pairs in shapes for pair in pairs]
+    series_shape = np.array(shape, dtype=np.int64)
+    message = pb.Table(
+        series=len(series),
+        devices=len(devices),
+        shapes=len(shapes),
+        device=pack_texts(list(devices)),
+        channel=pack_texts([channel for channel, *_ in shapes]),
+        quantity=pack_texts([quantity for _, quantity, *_ in shapes]),
+        unit=pack_texts([unit for _, _, unit, *_ in shapes]),
+        kind=pack_ints(kinds),
+        mapped=pack_ints(np.array([len(pairs) for *_, pairs in shapes], dtype=np.int64)),
+        text=pack_texts([text for text, _ in texts]),
+        text_value=pack_floats(np.array([value for _, value in texts], dtype=np.float64)),
+        series_device=pack_differences(np.array(device, dtype=np.int64)),
+        series_shape=pack_ints(series_shape),
+    )
+    return message, Table(series_shape, kinds[series_shape])
+
+
+def unpack_table(message: pb.Table, limits: FrameLimits) -> tuple[list[WireSeries], Table]:
+    """The series of a frame, and their columns; FrameError if they are not whole or not within limits."""
+    n = message.series
+    if n > limits.series or message.devices > n or message.shapes > n:
+        raise FrameError(
+            f"table: {n} series of {message.devices} devices and {message.shapes} shapes; at most {limits.series}",
+            "oversize",
+        )
+    devices = unpack_names(message.device, message.devices, "device", limits)
+    kinds, shapes = _unpack_shapes(message, limits)
+    device = unpack_differences(message.series_device, n, "table.series_device")
+    shape = unpack_ints(message.series_shape, n, "table.series_shape")
+    _expect_indexes(device, len(devices), "table.series_device")
+    _expect_indexes(shape, len(shapes), "table.series_shape")
+    pairs = zip(device.tolist(), shape.tolist(), strict=True)
+    return [WireSeries(devices[d], *shapes[s]) for d, s in pairs], Table(shape, kinds[shape])
+
+
+def _unpack_shapes(
+    message: pb.Table, limits: FrameLimits
+) -> tuple[Int64s, list[tuple[str, str, str, Kind, dict[str, float]]]]:
+    n = message.shapes
+    channels = unpack_names(message.channel, n, "channel", limits)
+    quantities = unpack_names(message.quantity, n, "quantity", limits)
+    units = unpack_texts(message.unit, n, "unit", limits.name_bytes)
+    kinds = unpack_ints(message.kind, n, "kind")
+    if not set(kinds.tolist()) <= _KINDS.keys():
+        raise FrameError("table: a kind of channel that this version does not know", "malformed")
+    counts = unpack_ints(message.mapped, n, "mapped")
+    total = expect_counts(counts, "table.mapped", limits.rows)
+    texts = unpack_texts(message.text, total, "text", limits.name_bytes)
+    numbers = unpack_floats(message.text_value, total, "text_value").tolist()
+    ends = np.cumsum(counts).tolist()
+    slices = [slice(end - count, end) for count, end in zip(counts.tolist(), ends, strict=True)]
+    mappings = [dict(zip(texts[cut], numbers[cut], strict=True)) for cut in slices]
+    kind = [_KINDS[k] for k in kinds.tolist()]
+    return kinds, list(zip(channels, quantities, units, kind, mappings, strict=True))
+
+
+def unpack_names(column: pb.Texts, n: int, what: str, limits: FrameLimits) -> list[str]:
+    """Texts none of which may be empty."""
+    names = unpack_texts(column, n, what, limits.name_bytes)
+    if "" in names:
+        raise FrameError(f"column {what}: a name is empty", "name")
+    return names
+
+
+def _expect_indexes(indexes: Int64s, n: int, what: str) -> None:
+    if len(indexes) and not 0 <= int(indexes.min()) <= int(indexes.max()) < n:
+        raise FrameError(f"{what}: an index outside of 0..{n - 1}", "series")
+
+
+# ---------------------------------------------------------------- rows
+
+
+def arrange(series: Int32s, time_ns: Int64s, table: Table) -> tuple[Int64s, Groups, Int64s, bytes]:
+    """Sort rows by (shape, series, time).
+
+    Returns the rows' order int64[n], their groups, the series of each group int64[g], and the column
+    `series_rows`. ValueError if a row names a series that the table does not have.
+    """
+    if len(series) and not 0 <= int(series.min()) <= int(series.max()) < len(table):
+        raise ValueError(f"rows name series {series.min()} to {series.max()}; the frame's table has {len(table)}")
+    place = np.empty(len(table), dtype=np.uint16 if len(table) <= 1 << 16 else np.int64)  # 16 bits: a radix sort
+    place[table.order] = np.arange(len(table))
+    key = place[series]
+    order = np.argsort(key, kind="stable")
+    sorted_key, sorted_time = key[order], time_ns[order]
+    if np.any((sorted_time[1:] < sorted_time[:-1]) & (sorted_key[1:] == sorted_key[:-1])):
+        order = np.lexsort((time_ns, key))
+    counts = np.bincount(series, minlength=len(table))
+    of_group = table.order[counts[table.order] > 0]
+    return order, Groups(counts[of_group]), of_group, pack_ints(counts)
+
+
+def unpack_groups(column: bytes, rows: int, table: Table, limits: FrameLimits) -> tuple[Groups, Int64s]:
+    """The groups of `rows` rows and the series of each group int64[g]; the inverse of `arrange`."""
+    if rows > limits.rows:
+        raise FrameError(f"{rows} rows; at most {limits.rows}", "oversize")
+    counts = unpack_ints(column, len(table), "series_rows")
+    if expect_counts(counts, "series_rows", limits.rows) != rows:
+        raise FrameError(f"series_rows: the series have {int(counts.sum())} rows, the frame {rows}", "series")
+    of_group = table.order[counts[table.order] > 0]
+    return Groups(counts[of_group]), of_group

@@ -1,0 +1,275 @@
+"""When each sample was, and whether it was there before (design §3).
+
+A sample is identified by (series, time). `Admission` gives every sample its final time, once, and its
+verdict, in order of arrival:
+
+- arrival-stamped samples (time 0) get max(arrival, last + 1 ns), so that they are strictly increasing;
+- equal stamps of a device that stamps coarsely (`time_resolution`) are spread within that resolution:
+  the next one goes a half, two thirds, three quarters ... into it, for which only the last time is needed;
+- a sample further ahead of the clock than `max_ahead` is `future`, and leaves no trace;
+- a time that the series has had before is a `duplicate` with the same value, a `conflict` with another;
+- an old sample about which the journal cannot tell any more, since it has been trimmed past its time, is
+  BEHIND_JOURNAL: neither accepted nor rejected, it goes raw, where writing it twice changes nothing.
+
+The usual sample is later than all of its series before it, and is decided on columns. A series with
+anything else in the batch is walked through sample by sample, and for what lies at or before its last
+time the history is asked. How the stream is cut into batches changes nothing, but for `future`, which
+depends on the clock at the batch: verdicts are kept in the journal, and `replay` repeats them.
+
+The state is one time a series: that of the latest sample accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.model import REJECT_REASONS, SECOND_NS, Bytes, Floats, Int64s, Quality, SampleBatch, SeriesSpec
+
+VERSION = 1
+
+ACCEPTED = 0
+FUTURE = 1 + REJECT_REASONS.index("future")
+DUPLICATE = 1 + REJECT_REASONS.index("duplicate")
+CONFLICT = 1 + REJECT_REASONS.index("conflict")
+BEHIND_JOURNAL = 255
+
+NEVER_NS = -(1 << 62)
+"""Last time of a series without a sample."""
+SPAN_BITS = 62
+"""Room of an int64 in which the times of all groups of a batch are laid end to end."""
+QUESTION_GAP_NS = 60 * SECOND_NS
+"""Old samples further apart than this are asked for one by one: one absurd time must not read the whole journal."""
+
+History: TypeAlias = Callable[[int, int, int], tuple[Int64s, Floats]]
+"""(series, lo_ns, hi_ns) -> times and values of its accepted samples with lo <= time <= hi, in any order."""
+
+_MIN_SERIES = 64
+
+
+class Admission:
+    """Final times and verdicts. Series are added in the order of their index."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._series = 0
+        self._last = np.full(_MIN_SERIES, NEVER_NS, np.int64)
+        self._max_ahead = np.zeros(_MIN_SERIES, np.int64)
+        self._resolution = np.ones(_MIN_SERIES, np.int64)
+        self._any_coarse = False
+        self.horizon_ns = NEVER_NS
+        """Latest time in what the journal was trimmed of: of times up to this it may have forgotten some."""
+
+    def add_series(self, index: int, spec: SeriesSpec) -> None:
+        """Make room for a series, or change the settings of one, which keeps its state."""
+        if index >= len(self._last):
+            more = max(index + 1, 2 * len(self._last)) - len(self._last)
+            self._last = np.concatenate([self._last, np.full(more, NEVER_NS, np.int64)])
+            self._max_ahead = np.concatenate([self._max_ahead, np.zeros(more, np.int64)])
+            self._resolution = np.concatenate([self._resolution, np.ones(more, np.int64)])
+        self._series = max(self._series, index + 1)
+        self._max_ahead[index] = spec.max_ahead_ns
+        self._resolution[index] = max(spec.time_resolution_ns, 1)
+        self._any_coarse = bool((self._resolution > 1).any())
+
+    @property
+    def last_ns(self) -> Int64s:
+        """Time of the latest accepted sample by series; NEVER_NS without one. A view: do not write to it."""
+        return self._last[: self._series]
+
+    def admit(self, batch: SampleBatch, arrived_ns: Int64s, now_ns: int) -> Bytes:
+        """Give the batch its final times (in place, with their quality) and return uint8[n] verdicts.
+
+        0 is accepted, BEHIND_JOURNAL is for raw, otherwise 1 + the index in REJECT_REASONS. `arrived_ns`
+        int64[n]: when each sample arrived; `now_ns`: the clock, against which `future` is judged.
+        """
+        n = len(batch)
+        verdict = np.zeros(n, np.uint8)
+        if n == 0:
+            return verdict
+        stamp = batch.time_ns == 0
+        ahead = batch.time_ns > now_ns + self._max_ahead[batch.series]
+        if not ahead.any():
+            rows = _by_series(batch.series)
+        else:
+            verdict[ahead] = FUTURE
+            left = np.flatnonzero(~ahead)
+            if len(left) == 0:
+                return verdict
+            rows = left[_by_series(batch.series[left])]
+        odd = self._admit_columns(batch, arrived_ns, rows, stamp)
+        for group in odd:
+            self._walk(batch, arrived_ns, group, stamp, verdict)
+        return verdict
+
+    def replay(self, batch: SampleBatch, verdict: Bytes) -> None:
+        """Take over a batch of the journal, whose times and verdicts stand."""
+        good = verdict == ACCEPTED
+        np.maximum.at(self._last, batch.series[good], batch.time_ns[good])
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """A copy of the state: `last_ns` int64[series]."""
+        return {"last_ns": self.last_ns.copy()}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over what `snapshot` gave; series that were added since keep theirs."""
+        last = state["last_ns"]
+        self._last[: len(last)] = last[: len(self._last)]
+
+    # -- on columns ----------------------------------------------------------------------------------
+
+    def _admit_columns(
+        self, batch: SampleBatch, arrived_ns: Int64s, rows: NDArray[np.int64], stamp: NDArray[np.bool_]
+    ) -> list[NDArray[np.int64]]:
+        """Decide every series whose samples are all of one sort and in order; return the rows of the others.
+
+        `rows` are positions in the batch, sorted by series and then by arrival.
+        """
+        series = batch.series[rows]
+        head = np.empty(len(rows), np.bool_)
+        head[0] = True
+        np.not_equal(series[1:], series[:-1], out=head[1:])
+        heads = np.flatnonzero(head)
+        of_group = series[heads]
+        group = np.cumsum(head) - 1
+        last = self._last[of_group]
+
+        stamped = stamp[rows]
+        n_stamped = int(np.count_nonzero(stamped))
+        times = batch.time_ns[rows]
+        if n_stamped:
+            times = np.where(stamped, _increasing(arrived_ns[rows], head, heads, group, last), times)
+        before = np.empty_like(times)
+        before[1:] = times[:-1]
+        before[heads] = last
+        wrong = times <= before
+        if 0 < n_stamped < len(rows):
+            wrong |= stamped != stamped[heads][group]
+        if self._any_coarse:
+            wrong |= (self._resolution[series] > 1) & ~stamped
+        ends = np.append(heads[1:], len(rows)) - 1
+
+        if not wrong.any():
+            if n_stamped:
+                batch.time_ns[rows] = times
+            self._last[of_group] = times[ends]
+            return []
+        odd = np.logical_or.reduceat(wrong, heads)
+        good = ~odd
+        if n_stamped:
+            keep = good[group]
+            batch.time_ns[rows[keep]] = times[keep]
+        self._last[of_group[good]] = times[ends[good]]
+        return [rows[heads[g] : ends[g] + 1] for g in np.flatnonzero(odd)]
+
+    # -- sample by sample ----------------------------------------------------------------------------
+
+    def _walk(
+        self,
+        batch: SampleBatch,
+        arrived_ns: Int64s,
+        rows: NDArray[np.int64],
+        stamp: NDArray[np.bool_],
+        verdict: Bytes,
+    ) -> None:
+        """Decide the samples of one series, in order of arrival."""
+        series = int(batch.series[rows[0]])
+        resolution = int(self._resolution[series])
+        last = int(self._last[series])
+        times: list[int] = []
+        new: list[bool] = []
+        for row, time_ns, arrived, is_stamped in zip(
+            rows.tolist(), batch.time_ns[rows].tolist(), arrived_ns[rows].tolist(), stamp[rows].tolist(), strict=True
+        ):
+            final = time_ns
+            if is_stamped:
+                final = max(arrived, last + 1)
+            elif time_ns <= last < time_ns + resolution - 1:
+                final = spread(time_ns, last, resolution)
+                batch.quality[row] |= Quality.SPREAD
+            times.append(final)
+            new.append(final > last)
+            last = max(last, final)
+        batch.time_ns[rows] = times
+        self._last[series] = last
+        if all(new):
+            return
+        horizon_ns = self.horizon_ns
+        known = self._known(
+            series, sorted(t for t, is_new in zip(times, new, strict=True) if not is_new and t > horizon_ns)
+        )
+        for row, final, is_new, value in zip(rows.tolist(), times, new, batch.value[rows].tolist(), strict=True):
+            if not is_new and final <= horizon_ns:
+                verdict[row] = BEHIND_JOURNAL
+                continue
+            earlier = known.setdefault(final, (row, value))
+            if earlier[0] != row:
+                verdict[row] = DUPLICATE if earlier[1] == value else CONFLICT
+
+    def _known(self, series: int, old_ns: list[int]) -> dict[int, tuple[int, float]]:
+        """What the history has of a series at the (sorted) times: time -> (no row of this batch, value)."""
+        known: dict[int, tuple[int, float]] = {}
+        start = 0
+        for i in range(1, len(old_ns) + 1):
+            if i == len(old_ns) or old_ns[i] - old_ns[i - 1] > QUESTION_GAP_NS:
+                times, values = self._history(series, old_ns[start], old_ns[i - 1])
+                for time_ns, value in zip(times.tolist(), values.tolist(), strict=True):
+                    known[time_ns] = (-1, value)
+                start = i
+        return known
+
+
+def spread(time_ns: int, last_ns: int, resolution_ns: int) -> int:
+    """The place of the next of several equal coarse stamps, after `last_ns`, within the resolution.
+
+    If the last one lies k / (k + 1) into the resolution, the next goes to (k + 1) / (k + 2). With the
+    offset o = r k / (k + 1) that is r² / (2 r - o). Needs time_ns <= last_ns < time_ns + resolution_ns - 1.
+    """
+    offset = last_ns - time_ns
+    following = resolution_ns * resolution_ns // (2 * resolution_ns - offset)
+    return time_ns + min(max(following, offset + 1), resolution_ns - 1)
+
+
+def _by_series(series: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Positions sorted by series and then by arrival: the sort of one packed integer is the fastest there is."""
+    n = len(series)
+    bits = max(n - 1, 1).bit_length()
+    packed = (series.astype(np.int64) << bits) | np.arange(n)
+    packed.sort()
+    return packed & ((1 << bits) - 1)
+
+
+def _increasing(
+    arrived_ns: Int64s, head: NDArray[np.bool_], heads: NDArray[np.int64], group: NDArray[np.int64], last_ns: Int64s
+) -> Int64s:
+    """Strictly increasing times by group: t[i] = max(arrived[i], t[i-1] + 1), where t before a head is the last.
+
+    With the rank r in the group, t - r is a running maximum; all groups are laid end to end so that one
+    running maximum serves them all.
+    """
+    n = len(arrived_ns)
+    rank = np.arange(n) - heads[group]
+    floor = arrived_ns - rank
+    floor[heads] = np.maximum(floor[heads], last_ns + 1)
+    lowest = int(floor.min())
+    span = int(floor.max()) - lowest + 1
+    if span.bit_length() + len(heads).bit_length() > SPAN_BITS:
+        return _increasing_slowly(arrived_ns, head, group, last_ns)
+    lanes = group * span
+    running: Int64s = np.maximum.accumulate(floor - lowest + lanes) - lanes + lowest + rank
+    return running
+
+
+def _increasing_slowly(
+    arrived_ns: Int64s, head: NDArray[np.bool_], group: NDArray[np.int64], last_ns: Int64s
+) -> Int64s:
+    """The same, sample by sample: for times so far apart (a clock that leapt) that they cannot be laid end to end."""
+    last = NEVER_NS
+    times: list[int] = []
+    for arrived, is_head, g in zip(arrived_ns.tolist(), head.tolist(), group.tolist(), strict=True):
+        last = max(arrived, (int(last_ns[g]) if is_head else last) + 1)
+        times.append(last)
+    return np.array(times, np.int64)

@@ -1,0 +1,398 @@
+"""Sources -> bounded batches with their acknowledgements.
+
+    driver ─▶ Delivery ─▶ framer (streams) ─▶ codec ─▶ router ─▶ Piece ─┐
+    driver ─▶ Delivery ─────────────────────▶ codec ─▶ router ─▶ Piece ─┴─▶ drain() ─▶ the pump
+
+A delivery is decoded as soon as it comes, into one Piece of columns: its samples, what was rejected of it,
+and the function that acknowledges it. `drain` joins whole pieces: what one message led to and its
+acknowledgement are always in one commit, so a crash leaves both or neither.
+
+Bounded: above `max_samples` or `max_bytes` of what is not drained every source is paused, and resumed below
+half of it. What is rejected counts as bytes, so a device that babbles is slowed like one that sends.
+At most DEAD_LETTERS_BURST dead letters a source are kept at once, and then one a second; all are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from devices.codecs.framing import FRAMINGS, Framer
+from devices.drivers import Delivery, Marks, SourceStatus
+from devices.errors import DecodeError
+from devices.model import SECOND_NS, Floats, Int32s, Int64s, Rows, SampleBatch
+from devices.profiles import Profile
+from edge.custody import DeadLetter
+from edge.redelivery import Unconfirmed, digests
+from edge.routing import Account, Refusal, Resolve, Router
+
+log = logging.getLogger("forebay.intake")
+
+DEAD_LETTERS_BURST = 20
+DEAD_LETTER_BYTES = 1024
+"""So much of the payload is kept: enough to see what came."""
+WATCH_RECORDS = 64
+"""Records that wait for someone who watches; while they are full, none are made."""
+WATCH_BYTES = 4096
+NOISE_SAMPLE_BYTES = 4096
+RESTART_S = 5.0
+"""A driver that ends or raises, against its contract, is started again after this."""
+
+Rejects = dict[tuple[Account, str], int]
+"""(series or device, reason) -> number of samples; what cannot be decoded counts as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """What the intake may hold."""
+
+    max_samples: int = 16_384
+    """Not drained: four commits of the pump."""
+    max_bytes: int = 8 << 20
+    """Payload bytes of what is not drained."""
+    message_bytes: int = 1 << 20
+    """A longer message or line is rejected as `oversize`."""
+    max_routes: int = 100_000
+    """Topics and keys whose series is remembered, by source."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """One delivery, decoded."""
+
+    source: Source
+    series: Int32s
+    time_ns: Int64s
+    """0: to be stamped with the arrival."""
+    value: Floats
+    arrived_ns: int
+    size_bytes: int
+    rejects: Rejects
+    dead_letters: list[DeadLetter]
+    settle: Callable[[], None] | None
+    marks: Marks | None
+    digests: list[bytes]
+
+
+@dataclass(slots=True)
+class Drained:
+    """What the pump takes at once: n samples in order of arrival, and what must be committed with them."""
+
+    batch: SampleBatch
+    """`time_ns` 0: not stamped yet; `Admission.admit` does that."""
+    arrived_ns: Int64s
+    rejects: Rejects
+    dead_letters: list[DeadLetter]
+    settles: list[Callable[[], None]]
+    """To be called, in this order, once the commit is durable."""
+    unconfirmed: dict[str, bytes]
+    """Source -> state of its `Unconfirmed`, which replaces the one stored before."""
+
+
+class Source:
+    """One configured source: its driver, and everything that turns its bytes into columns."""
+
+    def __init__(
+        self, name: str, profile: Profile, codec: Any, limits: IntakeLimits, resolve: Resolve, driver: Any
+    ) -> None:
+        """`driver` is bound by the caller to deliver into the intake."""
+        self.name = name
+        self.driver = driver
+        self.router = Router(name, profile, resolve, getattr(driver, "origin", None), limits.max_routes)
+        self.unconfirmed = Unconfirmed()
+        self.last_error = ""
+        """The last message that could not be decoded, as a sentence; "" once one could."""
+        self.last_arrival_ns = 0
+        self.samples = 0
+        self.rejected = 0
+        self.watchers: list[deque[dict[str, Any]]] = []
+        self._codec = codec
+        self._message_bytes = limits.message_bytes
+        self._framer: Framer | None = FRAMINGS[codec.framing](limits.message_bytes) if driver.stream else None
+        self._oversize = 0
+        self._rows = Rows()
+        self._letters = float(DEAD_LETTERS_BURST)
+        self._letters_at_ns = 0
+        if hasattr(driver, "on_confirmed"):
+            driver.on_confirmed = self.unconfirmed.confirm
+
+    @property
+    def status(self) -> SourceStatus:
+        """The driver's own account."""
+        status: SourceStatus = self.driver.status
+        return status
+
+    # -- a delivery becomes a piece ------------------------------------------------------------------
+
+    def decode(self, delivery: Delivery) -> Piece:
+        """Decode all that was delivered. Never raises for what a device sent."""
+        self.last_arrival_ns = delivery.arrived_ns
+        size_bytes = sum(map(len, delivery.payloads))
+        work = _Work(self, delivery.arrived_ns)
+        digest: list[bytes] = []
+        payloads, topics, marks = delivery.payloads, delivery.topics, delivery.marks
+        if marks is not None and topics is not None:
+            digest = digests(topics, payloads)
+            fresh = self.unconfirmed.fresh(marks, digest)
+            if fresh is not None:
+                payloads = [p for p, new in zip(payloads, fresh, strict=True) if new]
+                topics = [t for t, new in zip(topics, fresh, strict=True) if new]
+        rows = self._rows
+        rows.channel.clear()
+        rows.time_ns.clear()
+        rows.value.clear()
+        if topics is not None:
+            routes = self._decode_topics(topics, payloads, rows, work)
+        else:
+            if self._framer is not None:
+                payloads = self._frame(self._framer, delivery, work)
+            self._decode_messages(payloads, rows, work)
+            routes = list(map(self.router.own.__getitem__, rows.channel))
+        series, time_ns, value = work.columns(rows, routes)
+        self.samples += len(series)
+        self.rejected += sum(work.rejects.values())
+        return Piece(
+            *(self, series, time_ns, value, delivery.arrived_ns, size_bytes),
+            *(work.rejects, work.dead_letters, delivery.settle, marks, digest),
+        )
+
+    def _decode_topics(self, topics: list[str], payloads: list[bytes], rows: Rows, work: _Work) -> list[int]:
+        """The routes of the rows. The hot path of a busy broker: one value a message."""
+        decode, limit = self._codec.decode, self._message_bytes
+        channels, singles, by_topic = rows.channel, self.router.singles, self.router.topics
+        routes: list[int] = []
+        append = routes.append
+        before = 0
+        good = True
+        for topic, payload in zip(topics, payloads, strict=True):
+            try:
+                if len(payload) > limit:
+                    raise _too_long(payload, limit)
+                decode(payload, rows)
+            except DecodeError as error:
+                work.undecoded(error, payload, by_topic[topic].device)
+                good = False
+                continue
+            after = len(channels)
+            if after - before == 1 and not channels[before]:
+                append(singles[topic])
+            else:
+                routes.extend(map(by_topic[topic].__getitem__, channels[before:after]))
+            before = after
+        if good and self.last_error:
+            self.last_error = ""
+        return routes
+
+    def _decode_messages(self, messages: list[bytes], rows: Rows, work: _Work) -> None:
+        decode, limit = self._codec.decode, self._message_bytes
+        good = bool(messages)
+        for message in messages:
+            try:
+                if len(message) > limit:
+                    raise _too_long(message, limit)
+                decode(message, rows)
+            except DecodeError as error:
+                work.undecoded(error, message, self.name)
+                good = False
+        if good:
+            self.last_error = ""
+
+    def _frame(self, framer: Framer, delivery: Delivery, work: _Work) -> list[bytes]:
+        """The messages that this piece of the stream completes."""
+        if delivery.restart:
+            framer.reset()
+        messages: list[bytes] = []
+        for piece in delivery.payloads:
+            messages += framer.feed(piece)
+        for _ in range(framer.oversize - self._oversize):
+            sample = delivery.payloads[0]
+            why = "bytes come without a line end" if looks_like_text(sample) else _NOISE
+            work.undecoded(DecodeError(why, "oversize"), sample, self.name)
+        self._oversize = framer.oversize
+        return messages
+
+    def may_keep_letter(self, now_ns: int) -> bool:
+        """A token bucket: a burst, then one a second."""
+        self._letters = min(
+            DEAD_LETTERS_BURST, self._letters + max(now_ns - self._letters_at_ns, 0) / SECOND_NS
+        )
+        self._letters_at_ns = now_ns
+        if self._letters < 1:
+            return False
+        self._letters -= 1
+        return True
+
+
+class _Work:
+    """What decoding one delivery collects beside the rows."""
+
+    __slots__ = ("_arrived_ns", "_source", "dead_letters", "rejects")
+
+    def __init__(self, source: Source, arrived_ns: int) -> None:
+        self._source = source
+        self._arrived_ns = arrived_ns
+        self.rejects: Rejects = {}
+        self.dead_letters: list[DeadLetter] = []
+
+    def undecoded(self, error: DecodeError, message: bytes, device: str) -> None:
+        """A message that cannot be decoded counts as one sample of its device."""
+        source = self._source
+        self.reject(source.router.account(device), error.reason)
+        detail = str(error)
+        if error.reason == "malformed" and source.driver.stream and not looks_like_text(message):
+            detail = f"{_NOISE} ({detail})"
+        source.last_error = detail
+        self.letter(error.reason, detail, message)
+
+    def reject(self, account: Account, reason: str) -> None:
+        self.rejects[account, reason] = self.rejects.get((account, reason), 0) + 1
+
+    def letter(self, reason: str, detail: str, payload: bytes) -> None:
+        if self._source.may_keep_letter(self._arrived_ns):
+            self.dead_letters.append(
+                DeadLetter(self._arrived_ns, self._source.name, reason, detail, payload[:DEAD_LETTER_BYTES])
+            )
+
+    def columns(self, rows: Rows, routes: list[int]) -> tuple[Int32s, Int64s, Floats]:
+        """The rows that are samples, as columns; the others are counted."""
+        times, values = rows.time_ns, rows.value
+        if not routes:
+            return np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0)
+        if min(routes) < 0 or str in set(map(type, values)):
+            routes, times, values = self._sort_out(rows, routes)
+        series = np.array(routes, np.int32)
+        time_ns = np.array(times, np.int64)
+        value = self._source.router.scale(series, np.array(values, np.float64))
+        finite = np.isfinite(value)
+        if not finite.all():
+            for index in series[~finite].tolist():
+                self.reject(index, "nonfinite")
+            series, time_ns, value = series[finite], time_ns[finite], value[finite]
+        return series, time_ns, value
+
+    def _sort_out(self, rows: Rows, routes: list[int]) -> tuple[list[int], list[int], list[float | bool | str]]:
+        """Row by row: texts become numbers, words become bits, and what has no series is counted."""
+        router = self._source.router
+        out_routes: list[int] = []
+        out_times: list[int] = []
+        out_values: list[float | bool | str] = []
+        for route, time_ns, value in zip(routes, rows.time_ns, rows.value, strict=True):
+            found: tuple[tuple[int, int], ...] = ((route, -1),)
+            if route < 0:
+                detour = router.detours[-1 - route]
+                if isinstance(detour, Refusal):
+                    self.reject(*detour)
+                    continue
+                found = detour.bits
+            for series, bit in found:
+                number = self._number(series, value)
+                if number is None:
+                    continue
+                out_routes.append(series)
+                out_times.append(time_ns)
+                out_values.append(number if bit < 0 else _bit(number, bit))
+        return out_routes, out_times, out_values
+
+    def _number(self, series: int, value: float | bool | str) -> float | None:
+        """A text by its mapping; None, and counted, where it has none."""
+        if not isinstance(value, str):
+            return float(value)
+        number = self._source.router.texts.get(series, {}).get(value)
+        if number is None:
+            self.reject(series, "unmapped")
+            _, channel = self._source.router.names[series]
+            self.letter("unmapped", f"the text has no mapping in the profile's [channel.{channel}]", value.encode())
+        return number
+
+
+class Intake:
+    """All sources, and what they delivered and nobody has taken yet."""
+
+    def __init__(self, limits: IntakeLimits, now_ns: Callable[[], int], resolve: Resolve) -> None:
+        """`resolve` gives the index of a series, and makes it if it is new, or says why there can be none."""
+        self.ready = asyncio.Event()
+        """Set while there is something to drain."""
+        self.sources: dict[str, Source] = {}
+        self.waiting_samples = 0
+        self.waiting_bytes = 0
+        self.paused = False
+        self._limits = limits
+        self._now_ns = now_ns
+        self._resolve = resolve
+        self._pieces: deque[Piece] = deque()
+
+    def add(self, name: str, driver: type[Any], options: Any, codec: Any, profile: Profile, probe: bool = False) -> Source:
+        """Add a source: a driver's class with its options, and the codec (built) and profile of what it brings."""
+        built = driver(name, options, partial(self._deliver, name), self._now_ns, probe=probe)
+        source = self.sources[name] = Source(name, profile, codec, self._limits, self._resolve, built)
+        return source
+
+    async def run(self) -> None:
+        """Run all drivers until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for name, source in self.sources.items():
+                group.create_task(_supervise(source), name=f"source {name}")
+
+    # -- in ------------------------------------------------------------------------------------------
+
+    def _deliver(self, name: str, delivery: Delivery) -> None:
+        source = self.sources[name]
+        piece = source.decode(delivery)
+        self._pieces.append(piece)
+        self.waiting_samples += len(piece.series)
+        self.waiting_bytes += piece.size_bytes
+        self.ready.set()
+        if source.watchers:
+            _show(source, delivery, piece)
+        if not self.paused and (
+            self.waiting_samples >= self._limits.max_samples or self.waiting_bytes >= self._limits.max_bytes
+        ):
+            self.paused = True
+            for each in self.sources.values():
+                each.driver.pause()
+
+    # -- out -----------------------------------------------------------------------------------------
+
+    def drain(self, max_samples: int) -> Drained:
+        """Take whole pieces, at least one if there is one, while they stay within `max_samples` together."""
+        pieces: list[Piece] = []
+        samples = 0
+        while self._pieces and (not pieces or samples + len(self._pieces[0].series) <= max_samples):
+            piece = self._pieces.popleft()
+            pieces.append(piece)
+            samples += len(piece.series)
+            self.waiting_bytes -= piece.size_bytes
+        self.waiting_samples -= samples
+        if not self._pieces:
+            self.ready.clear()
+        if self.paused and (
+            self.waiting_samples <= self._limits.max_samples // 2 and self.waiting_bytes <= self._limits.max_bytes // 2
+        ):
+            self.paused = False
+            for source in self.sources.values():
+                source.driver.resume()
+        return _join(pieces)
+
+    # -- watching ------------------------------------------------------------------------------------
+
+    async def watch(self, name: str) -> AsyncIterator[dict[str, Any]]:
+        """What a source brings from now on, for `forebay-edge watch`: raw bytes, decoded values, last error."""
+        source = self.sources[name]
+        records: deque[dict[str, Any]] = deque(maxlen=WATCH_RECORDS)
+        source.watchers.append(records)
+        try:
+            while True:
+                yield records.popleft() if records else _quiet(source)
+                if not records:
+                    await asyncio.sleep(0.2)
+        finally:
+            source.watchers.remove(records)
+
+

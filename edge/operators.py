@@ -1,0 +1,183 @@
+"""The deterministic half of the edge: a function of its state, the samples in order, and the ticks.
+
+Nothing here waits, reads a clock or touches the disk. The pump feeds it live, and recovery feeds it the
+journal: the same samples, with the verdicts they got, and the same ticks bring it to the same state, bit
+for bit. However the stream is cut into batches, the result is the same.
+
+    samples ─▶ filters ─▶ alarms ─▶ .alarms        (open or closed since the last `take`)
+       └─────▶ windows ─────────▶ .take()          (summaries, state changes, raw samples)
+       └─────▶ ledger
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.model import Alarm, Bytes, Int64s, SampleBatch, SeriesSpec
+from edge.alarms import Alarms, AlarmsState
+from edge.filters import Filters
+from edge.identity import ACCEPTED, BEHIND_JOURNAL, Admission, History
+from edge.journal import Block
+from edge.ledger import Deltas, Ledger
+from edge.windows import Windows
+
+STATE_VERSION = 1
+
+
+@dataclass(slots=True)
+class Closed:
+    """What is ready to be sealed into frames."""
+
+    summaries: NDArray[Any]
+    """SUMMARY_DTYPE, in order of closing."""
+    changes: NDArray[Any]
+    """CHANGE_DTYPE, in order of arrival."""
+    raw: SampleBatch
+    """Samples of series that report raw, and those that came behind the journal's end."""
+
+
+class Operators:
+    """Admission, filters, alarms, windows and ledger over one table of series."""
+
+    def __init__(self, history: History) -> None:
+        self.specs: list[SeriesSpec] = []
+        self.admission = Admission(history)
+        self.filters = Filters()
+        self.alarms = Alarms()
+        self.windows = Windows()
+        self.ledger = Ledger()
+        self.last_tick_ns = 0
+        self._seen_ns = np.zeros(64, np.int64)
+        """By series: the last tick before its latest sample. What `silent` goes by: devices' clocks may be wrong."""
+        self._raw: list[SampleBatch] = []
+        self._is_raw = np.zeros(64, np.bool_)
+        self._any_raw = False
+
+    def set_series(self, index: int, spec: SeriesSpec) -> list[Alarm]:
+        """Add the next series, or change the settings of one, which keeps its state.
+
+        Returns the closings of its alarms whose detector no longer runs.
+        """
+        if index == len(self.specs):
+            self.specs.append(spec)
+        else:
+            self.specs[index] = spec
+        if index >= len(self._is_raw):
+            self._is_raw = np.concatenate([self._is_raw, np.zeros(len(self._is_raw), np.bool_)])
+            self._seen_ns = np.concatenate([self._seen_ns, np.zeros(len(self._seen_ns), np.int64)])
+        self._is_raw[index] = spec.report == "raw"
+        self._any_raw = bool(self._is_raw[: len(self.specs)].any())
+        self.ledger.grow(len(self.specs))
+        self.admission.add_series(index, spec)
+        self.filters.add_series(index, spec)
+        self.windows.add_series(index, spec)
+        return self.alarms.add_series(index, spec, self.last_tick_ns)
+
+    # -- the stream ----------------------------------------------------------------------------------
+
+    def samples(self, batch: SampleBatch, arrived_ns: Int64s, verdict: Bytes) -> list[Alarm]:
+        """Take in samples with their final times and verdicts; return the alarms that open or close."""
+        all_good = not verdict.any()
+        self.ledger.samples(batch.series, None if all_good else verdict)
+        if not all_good:
+            self._behind_the_journal(batch.take(verdict == BEHIND_JOURNAL))
+            good = verdict == ACCEPTED
+            batch, arrived_ns = batch.take(good), arrived_ns[good]
+        if not len(batch):
+            return []
+        self._seen_ns[batch.series] = self.last_tick_ns
+        events = self.filters.run(batch)
+        alarms = self.alarms.records(events, self.filters.detectors, int(arrived_ns[0])) if len(events) else []
+        self.windows.run(batch)
+        if self._any_raw and (raw := self._is_raw[batch.series]).any():
+            self._raw.append(batch.take(raw))
+        return alarms
+
+    def _behind_the_journal(self, batch: SampleBatch) -> None:
+        """Too old to know whether they were there before: they go raw, where writing twice changes nothing."""
+        if len(batch):
+            self.ledger.count_late(batch.series)
+            self._raw.append(batch)
+
+    def tick(self, now_ns: int) -> list[Alarm]:
+        """The clock's own event: windows of silent series close, and `silent` is raised or cleared."""
+        self.last_tick_ns = now_ns
+        self.windows.tick(now_ns)
+        return self.alarms.tick(now_ns, self._seen_ns[: len(self.specs)])
+
+    def replay(self, block: Block) -> None:
+        """Take in a block of the journal once more; what it led to was sent, or is in the outbox."""
+        start = 0
+        for position, tick_ns in [*block.ticks, (len(block.batch), None)]:
+            part = slice(start, position)
+            batch = SampleBatch(
+                block.batch.series[part], block.batch.time_ns[part], block.batch.value[part], block.batch.quality[part]
+            )
+            if len(batch):
+                verdict = block.verdict[part]
+                self.admission.replay(batch, verdict)
+                self.samples(batch, batch.time_ns, verdict)
+            if tick_ns is not None:
+                self.tick(tick_ns)
+            start = position
+        self.apply(block.deltas)
+        if block.sealed:
+            self.take()
+
+    def apply(self, deltas: Deltas) -> None:
+        self.ledger.apply(deltas)
+
+    def has_closed(self) -> bool:
+        """Whether `take` would return anything."""
+        return bool(self._raw) or self.windows.has_closed()
+
+    # -- what comes out ------------------------------------------------------------------------------
+
+    def take(self) -> Closed:
+        """All that has closed since the last call."""
+        raw = SampleBatch.concat(self._raw) if self._raw else SampleBatch.empty()
+        self._raw = []
+        return Closed(self.windows.take(), self.windows.changes(), raw)
+
+    def open_samples(self) -> Int64s:
+        """int64[series]: samples that are in no frame yet."""
+        counts = self.windows.open_counts()[: len(self.specs)].copy()
+        for batch in self._raw:
+            counts += np.bincount(batch.series, minlength=len(counts))
+        return counts
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """A copy of all state, as arrays; to be taken right after `take`, when nothing waits to be sealed."""
+        state: dict[str, NDArray[Any]] = {
+            "versions": np.array([STATE_VERSION]),
+            "last_tick_ns": np.array([self.last_tick_ns]),
+            "seen_ns": self._seen_ns[: len(self.specs)].copy(),
+            "alarms": np.frombuffer(msgspec.json.encode(self.alarms.snapshot()), np.uint8),
+        }
+        for name, operator in self._operators().items():
+            state |= {f"{name}.{part}": array for part, array in operator.snapshot().items()}
+        return state
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over what `snapshot` gave. The series of that time must have been set before."""
+        self.last_tick_ns = int(state["last_tick_ns"][0])
+        self._seen_ns[: len(state["seen_ns"])] = state["seen_ns"]
+        self.alarms.restore(msgspec.json.decode(state["alarms"].tobytes(), type=AlarmsState))
+        for name, operator in self._operators().items():
+            prefix = f"{name}."
+            operator.restore({part[len(prefix) :]: array for part, array in state.items() if part.startswith(prefix)})
+
+    def _operators(self) -> dict[str, Any]:
+        return {
+            "admission": self.admission,
+            "filters": self.filters,
+            "windows": self.windows,
+            "ledger": self.ledger,
+        }

@@ -1,0 +1,132 @@
+"""Messages that a broker sends again although Forebay has them (design §4.3).
+
+An MQTT broker repeats at QoS 1 what it has not seen acknowledged. Whether a message is such a repeat its
+packet id alone does not tell: ids wrap after 65,535 messages, and a broker that was restored from an old
+snapshot gives them again. A repeat needs all of: the mark DUP, a session that the broker remembered when
+the connection began, and the id and the digest (of topic and payload) of a message that Forebay has taken
+and whose acknowledgement the broker has not confirmed.
+
+                    fresh()            hold()              acknowledged()         confirm()
+    not known ──▶ in the intake ──▶ in a commit ──▶ PUBACK and PINGREQ sent ──▶ forgotten
+
+What is in a commit is stored with it (`state`), so that it is recognised after a crash as well.
+
+A broker repeats first and goes on with new messages after that. So with the first message of a connection
+that is not a repeat, what earlier connections left unconfirmed has reached the broker after all, and is
+forgotten: kept, it could be taken for a later message with the same id.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from hashlib import blake2b
+from itertools import chain
+
+from devices.drivers import Marks
+
+DIGEST_BYTES = 8
+_ENTRY_BYTES = 2 + DIGEST_BYTES
+
+
+def digests(topics: list[str], payloads: list[bytes]) -> list[bytes]:
+    """64-bit digest of each message's topic and payload (BLAKE2b, RFC 7693)."""
+    return [
+        blake2b(b"%b\0%b" % (topic.encode(), payload), digest_size=DIGEST_BYTES).digest()
+        for topic, payload in zip(topics, payloads, strict=True)
+    ]
+
+
+class Unconfirmed:
+    """Messages of one source that Forebay has, and the broker may not know it."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, bytes] = {}
+        """Packet id -> digest: in the intake, or in a commit."""
+        self._held: dict[int, bytes] = {}
+        """Those of them that are in a commit."""
+        self._acknowledged: deque[tuple[int, bytes]] = deque()
+        """On this connection, in order, and not yet confirmed."""
+        self._connection = -1
+        self._session_since = 0
+        """The connection with which the broker's session began: names of earlier ones mean nothing."""
+        self._earlier: set[int] = set()
+        """Ids that earlier connections left, as long as this one may still repeat them."""
+
+    def fresh(self, marks: Marks, digest: list[bytes]) -> list[bool] | None:
+        """Which messages are new, in order of receipt; None: all of them. The new ones are known from now on."""
+        if marks.connection != self._connection:
+            self._connect(marks)
+        ids = marks.packet_ids
+        if not self._earlier and not any(marks.dups):
+            for reused in self._held.keys() & ids:
+                del self._held[reused]
+            self._known.update(zip(ids, digest, strict=True))
+            self._known.pop(0, None)
+            return None
+        return [self._is_fresh(*message) for message in zip(ids, marks.dups, digest, strict=True)]
+
+    def _connect(self, marks: Marks) -> None:
+        self._connection = marks.connection
+        self._acknowledged.clear()
+        if not marks.session_present:
+            self._session_since = marks.connection
+            self._known.clear()
+            self._held.clear()
+        self._earlier = set(self._known)
+
+    def _is_fresh(self, packet_id: int, dup: bool, digest: bytes) -> bool:
+        if packet_id == 0:
+            return True
+        if not dup:
+            for gone in self._earlier:
+                self._known.pop(gone, None)
+                self._held.pop(gone, None)
+            self._earlier.clear()
+        elif packet_id in self._earlier and self._known.get(packet_id) == digest:
+            self._earlier.discard(packet_id)
+            self._known[packet_id] = digest  # this object, by which `confirm` will know it
+            return False
+        self._earlier.discard(packet_id)
+        self._held.pop(packet_id, None)
+        self._known[packet_id] = digest
+        return True
+
+    def hold(self, marks: Marks, digest: list[bytes]) -> None:
+        """The messages go into the next commit: from it on `state` has them."""
+        if marks.connection < self._session_since:
+            return
+        self._held.update(zip(marks.packet_ids, digest, strict=True))
+        self._held.pop(0, None)
+
+    def acknowledged(self, marks: Marks, digest: list[bytes]) -> None:
+        """Acknowledgements were handed to the connection that brought the messages."""
+        if marks.connection == self._connection:
+            self._acknowledged.extend(m for m in zip(marks.packet_ids, digest, strict=True) if m[0])
+
+    def confirm(self, count: int) -> None:
+        """The broker has taken `count` more of the acknowledgements on this connection, in their order."""
+        known, held = self._known, self._held
+        for _ in range(min(count, len(self._acknowledged))):
+            packet_id, digest = self._acknowledged.popleft()
+            # By identity: the id may have come again meanwhile, with a message of the same content.
+            if known.get(packet_id) is digest:
+                del known[packet_id]
+                held.pop(packet_id, None)
+
+    def state(self) -> bytes:
+        """What must be stored with the commit: per message u16 packet id and its digest, all ids first."""
+        return array("H", self._held).tobytes() + b"".join(self._held.values())
+
+    def restore(self, state: bytes) -> None:
+        """Take over what was stored with the last commit."""
+        n = len(state) // _ENTRY_BYTES
+        ids = array("H", state[: 2 * n])
+        content = state[2 * n :]
+        self._held = {
+            packet_id: content[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i, packet_id in enumerate(ids)
+        }
+        self._known = dict(chain(self._held.items()))
+
+    def __len__(self) -> int:
+        return len(self._known)

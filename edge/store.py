@@ -1,0 +1,478 @@
+"""The edge's one file: journal, outbox, dead letters, snapshots and the table of series.
+
+Layout (SQLite, version in `meta`)
+
+  meta        key, value                     schema, epoch, gateway
+  series      id, spec                       append-only; the int32 index of a series is its id
+  journal     id, samples, first_ns, last_ns, high_ns, crc, block     a ring: what arrived lately (edge/journal.py)
+  outbox      seq, lane, leaf, created_ns, digest, custody, frame     frames that await a receipt
+  lane        lane, send_limit               only frames with seq <= send_limit were ever published
+  snapshot    id, part, piece, data          state of the operators after journal block `id`; `part` "" makes it whole
+  deadletter  id, at_ns, source, reason, detail, payload
+
+`seq` and `journal.id` are AUTOINCREMENT: SQLite remembers the highest ever given, so that a number is
+never given twice, however empty the table is.
+
+One transaction a commit, with a small fixed number of statements. WAL mode with synchronous=FULL: when
+`commit` returns, the disk has it.
+
+What each crash leaves
+  before the commit     nothing of it: no source was acknowledged, so each sends again
+  in the commit         SQLite rolls back: the same as before it
+  after the commit      all of it; sources that were not told send again, and are recognised (edge/identity.py)
+  in a snapshot         pieces without the closing row: ignored and removed at the next open
+  in the making         `NAME.new`: removed and made again at the next open
+
+Limits. The file is filled to its limit when it is made, and SQLite is told not to grow beyond it
+(`max_page_count`, at every open, since SQLite forgets it); the WAL is written to its share at every open
+and keeps its size. So on a disk that is full later, deleting and inserting still work. When the file itself
+is full a commit raises StoreFull and changes nothing; what must go first is decided in edge/retention.py.
+
+A file that is damaged or newer than this program is set aside whole, under a name that says so, and
+reported; the daemon starts with an empty one.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from devices.errors import StoreCorrupt, StoreError, StoreFull
+from devices.model import Lane, SeriesSpec
+from edge.custody import Commit, Committed, Custody, DeadLetter, JournalRow, OutboxRow, Usage
+
+log = logging.getLogger("forebay.store")
+
+SCHEMA_VERSION = 1
+
+PAGE_BYTES = 4096
+WAL_SHARE = 8
+"""One part in so many of `max_size` is the WAL's."""
+WAL_BYTES_MIN = 1 << 20
+WAL_BYTES_MAX = 32 << 20
+SNAPSHOT_PIECE_BYTES = 32 << 10
+"""Compressed whole, the state of 1,000 series costs 18 MB of RSS for a moment; in pieces it does not show."""
+SNAPSHOT_TRANSACTION_BYTES = 256 << 10
+DEAD_LETTERS_MAX = 1000
+DEAD_LETTERS_BYTES_MAX = 4 << 20
+DEAD_LETTER_BYTES_MAX = 4096
+"""Of a device's message this much is kept; frames are kept whole."""
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
+CREATE TABLE series (id INTEGER PRIMARY KEY, spec BLOB NOT NULL);
+CREATE TABLE journal (id INTEGER PRIMARY KEY AUTOINCREMENT, samples INTEGER NOT NULL, first_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL, high_ns INTEGER NOT NULL, crc INTEGER NOT NULL, block BLOB NOT NULL);
+CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, lane INTEGER NOT NULL, leaf TEXT NOT NULL,
+    created_ns INTEGER NOT NULL, digest BLOB NOT NULL, custody BLOB NOT NULL, frame BLOB NOT NULL);
+CREATE TABLE lane (lane INTEGER PRIMARY KEY, send_limit INTEGER NOT NULL);
+CREATE TABLE snapshot (id INTEGER NOT NULL, part TEXT NOT NULL, piece INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (id, part, piece));
+CREATE TABLE deadletter (id INTEGER PRIMARY KEY AUTOINCREMENT, at_ns INTEGER NOT NULL, source TEXT NOT NULL,
+    reason TEXT NOT NULL, detail TEXT NOT NULL, payload BLOB NOT NULL);
+"""
+
+
+class Store:
+    """The file, used from one thread. Every method but `open` may raise StoreError."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self.path = path
+        self.set_aside: str = ""
+        """Where the file that was found damaged lies now; "" when none was."""
+        self.epoch = int.from_bytes(self._meta("epoch"), "big")
+        self._journal_bytes = self._one("SELECT sum(length(block)) FROM journal", default=0)
+        self._high_ns = self._one("SELECT high_ns FROM journal ORDER BY id DESC LIMIT 1", default=-(1 << 62))
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: Path, max_size_bytes: int) -> Store:
+        """Open the file, or make it. Raises StoreError only where nothing can be written at all."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"cannot make the store's folder {path.parent}: {error.strerror}; set [store] path to a folder that "
+                "this user may write"
+            ) from None
+        aside = ""
+        if path.exists():
+            try:
+                return cls._open_existing(path, max_size_bytes)
+            except (sqlite3.DatabaseError, StoreCorrupt) as error:
+                if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                    raise StoreError(
+                        f"{path} is in use by another process: is a forebay-edge already running on it?"
+                    ) from None
+                aside = str(_set_aside(path, str(error)))
+        _make(path, max_size_bytes)
+        store = cls._open_existing(path, max_size_bytes)
+        store.set_aside = aside
+        return store
+
+    @classmethod
+    def _open_existing(cls, path: Path, max_size_bytes: int) -> Store:
+        wal_bytes = _wal_share(max_size_bytes)
+        # The store's thread is not the one that opens it; it is still used from one thread at a time.
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
+        try:
+            _configure(db, (max_size_bytes - wal_bytes) // PAGE_BYTES, wal_bytes)
+            version = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+            if version is None or int(version[0]) > SCHEMA_VERSION:
+                raise StoreCorrupt(
+                    f"its schema version is {version and int(version[0])}, this program knows up to {SCHEMA_VERSION}"
+                )
+            _grow_wal(db, wal_bytes)
+            db.execute("DELETE FROM snapshot WHERE id NOT IN (SELECT max(id) FROM snapshot WHERE part = '')")
+            return cls(db, path)
+        except BaseException:
+            db.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    # -- the commit ----------------------------------------------------------------------------------
+
+    def commit(self, commit: Commit) -> Committed:
+        """Make everything in `commit` durable, or nothing. Raises StoreFull or StoreError."""
+        db = self._db
+        high_ns = max(self._high_ns, commit.last_ns) if commit.block else self._high_ns
+        trimmed_bytes = 0
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            if commit.buried or commit.dead_letters:
+                self._insert_dead_letters(commit)
+            if commit.removed:
+                db.execute(
+                    "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))",
+                    (msgspec.json.encode(commit.removed).decode(),),
+                )
+            if commit.trim_journal_to:
+                trimmed_bytes = self._trim(commit.trim_journal_to)
+            if commit.new_series:
+                db.executemany(
+                    "INSERT OR REPLACE INTO series VALUES (?, ?)",
+                    [(index, msgspec.json.encode(spec)) for index, spec in commit.new_series],
+                )
+            if commit.block:
+                crc = zlib.crc32(commit.block)
+                db.execute(
+                    "INSERT INTO journal (samples, first_ns, last_ns, high_ns, crc, block) VALUES (?, ?, ?, ?, ?, ?)",
+                    (commit.samples, commit.first_ns, commit.last_ns, high_ns, crc, commit.block),
+                )
+            if commit.frames:
+                db.executemany(
+                    "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        (row.seq, row.lane, row.leaf, row.created_ns, row.digest, row.custody.pack(), frame)
+                        for row, frame in commit.frames
+                    ],
+                )
+            if commit.to_backfill_above is not None:
+                db.execute(
+                    "UPDATE outbox SET lane = ? WHERE lane = ? AND seq > ?",
+                    (Lane.BACKFILL, Lane.LIVE, commit.to_backfill_above),
+                )
+            if commit.send_limits:
+                db.executemany("INSERT OR REPLACE INTO lane VALUES (?, ?)", list(commit.send_limits.items()))
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._failed(error, "the commit") from error
+        self._high_ns = high_ns
+        self._journal_bytes += len(commit.block) - trimmed_bytes
+        return self.committed()
+
+    def committed(self) -> Committed:
+        """What stands now."""
+        return Committed(self.last_block(), self.usage(), self._high_ns, self.journal_floor_ns())
+
+    def _trim(self, block_id: int) -> int:
+        """Delete the blocks up to this one, and return how many bytes of blocks that were."""
+        size_bytes = self._one(f"SELECT sum(length(block)) FROM journal WHERE id <= {block_id}", default=0)
+        floor_ns = self._one(f"SELECT high_ns FROM journal WHERE id <= {block_id} ORDER BY id DESC LIMIT 1", default=0)
+        self._db.execute("DELETE FROM journal WHERE id <= ?", (block_id,))
+        self._db.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('journal_floor', ?)", (floor_ns.to_bytes(8, "big", signed=True),)
+        )
+        return size_bytes
+
+    def _insert_dead_letters(self, commit: Commit) -> None:
+        """Add to the dead letters, and let the oldest go beyond their limits."""
+        db = self._db
+        db.executemany(
+            "INSERT INTO deadletter (at_ns, source, reason, detail, payload) VALUES (?, ?, ?, ?, ?)",
+            [(a, s, r, d, p[:DEAD_LETTER_BYTES_MAX]) for a, s, r, d, p in commit.dead_letters],
+        )
+        db.executemany(
+            "INSERT INTO deadletter (at_ns, source, reason, detail, payload) "
+            "SELECT ?, 'uplink', ?, ?, frame FROM outbox WHERE seq = ?",
+            [(at_ns, reason, detail, seq) for seq, at_ns, reason, detail in commit.buried],
+        )
+        db.execute(
+            "DELETE FROM deadletter WHERE id <= (SELECT max(id) FROM (SELECT id, "
+            "sum(length(payload)) OVER newest AS bytes, count(*) OVER newest AS letters FROM deadletter "
+            "WINDOW newest AS (ORDER BY id DESC)) WHERE bytes > ? OR letters > ?)",
+            (DEAD_LETTERS_BYTES_MAX, DEAD_LETTERS_MAX),
+        )
+
+    # -- reading back --------------------------------------------------------------------------------
+
+    def next_seq(self) -> int:
+        return self._highest("outbox") + 1
+
+    def last_block(self) -> int:
+        return self._highest("journal")
+
+    def _highest(self, table: str) -> int:
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def series(self) -> list[SeriesSpec]:
+        """The specs of all series; the index of a series is its place in the list."""
+        rows = self._db.execute("SELECT spec FROM series ORDER BY id").fetchall()
+        return [msgspec.json.decode(spec, type=SeriesSpec) for (spec,) in rows]
+
+    def outbox(self) -> list[OutboxRow]:
+        rows = self._db.execute(
+            "SELECT seq, lane, leaf, created_ns, digest, custody, length(frame) FROM outbox ORDER BY seq"
+        )
+        return [OutboxRow(q, Lane(n), leaf, ns, d, Custody.unpack(c), size) for q, n, leaf, ns, d, c, size in rows]
+
+    def frames(self, seqs: list[int]) -> dict[int, bytes]:
+        """The bytes of frames that are still there."""
+        rows = self._db.execute(
+            "SELECT seq, frame FROM outbox WHERE seq IN (SELECT value FROM json_each(?))",
+            (msgspec.json.encode(seqs).decode(),),
+        )
+        return dict(rows)
+
+    def send_limits(self) -> dict[Lane, int]:
+        return {Lane(lane): limit for lane, limit in self._db.execute("SELECT lane, send_limit FROM lane")}
+
+    def oldest_blocks(self, limit: int = 1000) -> list[JournalRow]:
+        rows = self._db.execute("SELECT id, length(block) FROM journal ORDER BY id LIMIT ?", (limit,))
+        return [JournalRow(*row) for row in rows]
+
+    def blocks(self, after: int) -> Iterator[tuple[int, bytes]]:
+        """(id, block) of all blocks after `after`, oldest first. Raises StoreCorrupt at a damaged one."""
+        for block_id, crc, block in self._db.execute(
+            "SELECT id, crc, block FROM journal WHERE id > ? ORDER BY id", (after,)
+        ):
+            if zlib.crc32(block) != crc:
+                raise StoreCorrupt(f"{self.path}: journal block {block_id} is damaged")
+            yield block_id, block
+
+    def blocks_between(self, lo_ns: int, hi_ns: int) -> list[bytes]:
+        """Blocks that may hold samples with lo_ns <= time <= hi_ns.
+
+        `high_ns` is the running maximum of `last_ns`, so it grows with the id, and the first block that can
+        matter is found by bisection: an index would cost a page with every commit.
+        """
+        first = self._one("SELECT min(id) FROM journal", default=0)
+        last = self.last_block() + 1
+        while first < last:
+            middle = (first + last) // 2
+            if (
+                self._one(f"SELECT high_ns FROM journal WHERE id >= {middle} ORDER BY id LIMIT 1", default=lo_ns)
+                < lo_ns
+            ):
+                first = middle + 1
+            else:
+                last = middle
+        rows = self._db.execute(
+            "SELECT block FROM journal WHERE id >= ? AND last_ns >= ? AND first_ns <= ? ORDER BY id",
+            (first, lo_ns, hi_ns),
+        )
+        return [block for (block,) in rows]
+
+    def journal_floor_ns(self) -> int:
+        """The time before which the journal knows nothing for certain: the highest that has left it."""
+        return int.from_bytes(self._meta("journal_floor"), "big", signed=True)
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The newest first."""
+        rows = self._db.execute(
+            "SELECT at_ns, source, reason, detail, payload FROM deadletter ORDER BY id DESC LIMIT ?", (limit,)
+        )
+        return [DeadLetter(*row) for row in rows]
+
+    def usage(self) -> Usage:
+        pages = self._pragma("page_count") - self._pragma("freelist_count")
+        return Usage(pages * PAGE_BYTES, self._pragma("max_page_count") * PAGE_BYTES, self._journal_bytes)
+
+    # -- snapshots -----------------------------------------------------------------------------------
+
+    def write_snapshot(self, after_block: int, state: dict[str, NDArray[Any]]) -> None:
+        """Store the operators' state as it was after journal block `after_block`; the one before goes.
+
+        Written in transactions of limited size, so that the WAL stays within its share; the closing row
+        makes the snapshot whole.
+        """
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("DELETE FROM snapshot WHERE id = ?", (after_block,))
+            written = 0
+            for part, array in state.items():
+                for piece, rows in enumerate(_pieces(array)):
+                    data = _npy(rows)
+                    db.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?)", (after_block, part, piece, data))
+                    written += len(data)
+                    if written > SNAPSHOT_TRANSACTION_BYTES:
+                        db.execute("COMMIT")
+                        db.execute("BEGIN IMMEDIATE")
+                        written = 0
+            db.execute("INSERT INTO snapshot VALUES (?, '', 0, x'')", (after_block,))
+            db.execute("DELETE FROM snapshot WHERE id <> ?", (after_block,))
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._failed(error, "the snapshot") from error
+
+    def read_snapshot(self) -> tuple[int, dict[str, NDArray[Any]]]:
+        """(block id, state) of the last whole snapshot; (0, {}) when there is none."""
+        head = self._db.execute("SELECT max(id) FROM snapshot WHERE part = ''").fetchone()
+        if head[0] is None:
+            return 0, {}
+        pieces: dict[str, list[NDArray[Any]]] = {}
+        for part, data in self._db.execute(
+            "SELECT part, data FROM snapshot WHERE id = ? AND part <> '' ORDER BY part, piece", head
+        ):
+            pieces.setdefault(part, []).append(_from_npy(data))
+        return int(head[0]), {part: np.concatenate(arrays) for part, arrays in pieces.items()}
+
+    # -- small ---------------------------------------------------------------------------------------
+
+    def _meta(self, key: str) -> bytes:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return bytes(row[0]) if row else b""
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+
+    def _one(self, query: str, default: int) -> int:
+        row = self._db.execute(query).fetchone()
+        return default if row is None or row[0] is None else int(row[0])
+
+    def _failed(self, error: sqlite3.Error, what: str) -> StoreError:
+        """Roll back, and say what happened."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            return StoreFull(f"{self.path} is full: {what} changed nothing")
+        return StoreError(f"{self.path}: {what} failed and changed nothing: {error}")
+
+
+def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    rows = max(SNAPSHOT_PIECE_BYTES // max(array[:1].nbytes, 1), 1)
+    for start in range(0, max(len(array), 1), rows):
+        yield array[start : start + rows]
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return zstandard.compress(buffer.getvalue(), 1)
+
+
+def _from_npy(data: bytes) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(io.BytesIO(zstandard.decompress(data)), allow_pickle=False)
+    return array
+
+
+def _wal_share(max_size_bytes: int) -> int:
+    return min(max(max_size_bytes // WAL_SHARE, WAL_BYTES_MIN), WAL_BYTES_MAX)
+
+
+def _configure(db: sqlite3.Connection, max_pages: int, wal_bytes: int) -> None:
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA max_page_count = {max_pages}")
+    # Checkpointed at a quarter of its share: a commit that falls due then still fits.
+    db.execute(f"PRAGMA wal_autocheckpoint = {wal_bytes // PAGE_BYTES // 4}")
+    db.execute("PRAGMA cache_size = -2048")
+    # Debian's SQLite overwrites what is deleted: each page of a freed block would be written once more.
+    db.execute("PRAGMA secure_delete = OFF")
+
+
+def _grow_wal(db: sqlite3.Connection, wal_bytes: int) -> None:
+    """Write the WAL to its share: SQLite removes it at a clean end, and a disk may be full later.
+
+    What is rolled back has passed through the WAL all the same, once it is larger than the cache.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("INSERT INTO meta VALUES ('wal', zeroblob(?))", (wal_bytes - (wal_bytes >> 4),))
+    db.execute("ROLLBACK")
+
+
+def _make(path: Path, max_size_bytes: int) -> None:
+    """Make a new file, filled to its limit and emptied again, so that it never has to grow."""
+    new = path.with_name(path.name + ".new")
+    for leftover in (new, _beside(new, "-wal"), _beside(new, "-shm"), _beside(new, "-journal")):
+        leftover.unlink(missing_ok=True)
+    wal_bytes = _wal_share(max_size_bytes)
+    file_bytes = max_size_bytes - wal_bytes
+    try:
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            db.execute("PRAGMA journal_mode = OFF")
+            db.execute("PRAGMA synchronous = OFF")
+            db.executescript(_SCHEMA)
+            db.executemany(
+                "INSERT INTO meta VALUES (?, ?)", [("schema", SCHEMA_VERSION), ("epoch", secrets.token_bytes(8))]
+            )
+            db.execute("CREATE TABLE fill (data BLOB)")
+            piece = 64 * PAGE_BYTES
+            db.execute("BEGIN")
+            for _ in range(max((file_bytes - 64 * PAGE_BYTES) // piece - 1, 0)):
+                db.execute("INSERT INTO fill VALUES (zeroblob(?))", (piece - 64,))
+            db.execute("DELETE FROM fill")
+            db.execute("DROP TABLE fill")
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        with open(new, "rb") as made:
+            os.fsync(made.fileno())
+        new.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (sqlite3.Error, OSError) as error:
+        new.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot make the store {path} of {max_size_bytes} bytes: {error}; free the space, or set [store] path and "
+            "max_size to what the disk holds"
+        ) from error
+
+
+def _set_aside(path: Path, why: str) -> Path:
+    """Move a file that cannot be used, and what SQLite keeps beside it, out of the way."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    aside = path.with_name(f"{path.name}.aside-{stamp}-{secrets.token_hex(2)}")
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        if _beside(path, suffix).exists():
+            _beside(path, suffix).rename(_beside(aside, suffix))
+    log.error("the store %s cannot be used (%s): set aside as %s, beginning with an empty one", path, why, aside)
+    return aside
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

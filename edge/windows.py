@@ -1,0 +1,221 @@
+"""Samples -> windows -> summaries, and the changes of states. A pure function of samples and ticks, in their order.
+
+`kernels/window.py` has the rules; this module keeps its arrays, and settles the figures of what has closed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.errors import StoreError
+from devices.model import CHANGE_DTYPE, SUMMARY_DTYPE, Int64s, SampleBatch, SeriesSpec
+from edge.kernels import window
+from edge.kernels.growing import Records
+from edge.kernels.window import EVER_NS, NEVER_NS
+
+BUFFER_ROWS = 256
+"""Summaries, or changes, that a pass may make before it is drained: 22 KB stay in the processor's cache."""
+DECIMALS = 6
+"""Most decimals that are looked for in a reading."""
+
+
+class Windows:
+    """The windowing operator of all series."""
+
+    VERSION = 1
+    """Of the snapshot's layout and of what the passes do with it."""
+
+    def __init__(self) -> None:
+        self._params = Records(window.PARAMS)
+        self._state = Records(
+            window.STATE,
+            switch_ns=EVER_NS,
+            newest_ns=NEVER_NS,
+            touched_ns=NEVER_NS,
+            closed_ns=NEVER_NS,
+            earliest_ns=EVER_NS,
+        )
+        self._slots = Records(window.SLOT, (window.SLOTS,))
+        self._count = 0
+        self._tick_ns = NEVER_NS
+        self._rows = np.zeros(BUFFER_ROWS, SUMMARY_DTYPE)
+        self._change_rows = np.zeros(BUFFER_ROWS, CHANGE_DTYPE)
+        self._closed: list[NDArray[Any]] = []
+        self._changed: list[NDArray[Any]] = []
+
+    def add_series(self, index: int, spec: SeriesSpec) -> None:
+        """Add a series, or change one that is there: a new window size takes effect at the next boundary, after
+        the newest sample, that both sizes share; the rest at once."""
+        for records in (self._params, self._state, self._slots):
+            records.reach(index)
+        self._params.array[index] = (
+            int(spec.kind),
+            window.REPORTS[spec.report],
+            spec.lateness_ns,
+            spec.idle_close_ns,
+            spec.heartbeat_ns,
+            spec.tolerance,
+            spec.counter_wrap,
+        )
+        own = self._state.array[index]
+        if own["window_ns"] == 0:
+            own["window_ns"] = spec.window_ns
+        else:
+            self._resize(index, spec.window_ns)
+        self._count = max(self._count, index + 1)
+
+    def _resize(self, index: int, window_ns: int) -> None:
+        own = self._state.array[index]
+        if own["switch_ns"] <= own["newest_ns"]:  # an earlier change is in use
+            if own["next_window_ns"] == window_ns:
+                return
+            self._close_until(index, int(own["switch_ns"]))
+            own["window_ns"] = own["next_window_ns"]
+        own["switch_ns"] = EVER_NS
+        if own["window_ns"] == window_ns:
+            return
+        if own["newest_ns"] == NEVER_NS:
+            own["window_ns"] = window_ns
+            return
+        own["next_window_ns"] = window_ns
+        shared_ns = math.lcm(int(own["window_ns"]), window_ns)
+        own["switch_ns"] = min((int(own["newest_ns"]) // shared_ns + 1) * shared_ns, EVER_NS)
+
+    def _close_until(self, index: int, limit_ns: int) -> None:
+        made = window.close_one_entry(
+            limit_ns, index, self._params.array, self._state.array, self._slots.array, self._rows
+        )
+        self._keep(made)
+
+    def run(self, batch: SampleBatch) -> None:
+        """Put samples into their windows, in order of arrival. Series that report raw are passed over."""
+        done, n = 0, len(batch)
+        series = np.ascontiguousarray(batch.series, np.int32)
+        time_ns = np.ascontiguousarray(batch.time_ns, np.int64)
+        value = np.ascontiguousarray(batch.value, np.float64)
+        while done < n:
+            done, made, changed = window.fold_entry(
+                series,
+                time_ns,
+                value,
+                done,
+                self._tick_ns,
+                self._params.array,
+                self._state.array,
+                self._slots.array,
+                self._rows,
+                self._change_rows,
+            )
+            self._keep(made)
+            if changed:
+                self._changed.append(self._change_rows[:changed].copy())
+
+    def tick(self, now_ns: int) -> None:
+        """Close supplements, the windows of series without a sample for `idle_close` (counted from the last tick
+        before their last sample) that ended `lateness` ago, and what such series held back for a heartbeat."""
+        self._tick_ns = max(self._tick_ns, now_ns)
+        done = 0
+        while done < self._count:
+            done, made = window.sweep_entry(
+                self._tick_ns,
+                done,
+                self._count,
+                self._params.array,
+                self._state.array,
+                self._slots.array,
+                self._rows,
+            )
+            self._keep(made)
+
+    def _keep(self, made: int) -> None:
+        if made:
+            self._closed.append(self._rows[:made].copy())
+
+    def take(self) -> NDArray[Any]:
+        """SUMMARY_DTYPE: what has closed since the last call, settled, in order of closing."""
+        rows = np.concatenate(self._closed) if self._closed else np.empty(0, SUMMARY_DTYPE)
+        self._closed.clear()
+        settle(rows)
+        return rows
+
+    def changes(self) -> NDArray[Any]:
+        """CHANGE_DTYPE: changes of states since the last call, in order of arrival."""
+        rows = np.concatenate(self._changed) if self._changed else np.empty(0, CHANGE_DTYPE)
+        self._changed.clear()
+        return rows
+
+    def open_counts(self) -> Int64s:
+        """Samples a series that no summary holds yet: in open windows, supplements, and held back windows."""
+        counts: Int64s = self._slots.array["count"][: self._count].sum(axis=1)
+        return counts
+
+    def late_counts(self) -> Int64s:
+        """Samples a series, ever, that came after their window had closed."""
+        counts: Int64s = self._state.array["late"][: self._count].copy()
+        return counts
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """A copy of all that this operator remembers; first axis of `state` and `slots`: the series.
+
+        What has closed must have been taken: it belongs to the commit, not to the snapshot.
+        """
+        return {
+            "state": self._state.array[: self._count].copy(),
+            "slots": self._slots.array[: self._count].copy(),
+            "tick_ns": np.array([self._tick_ns]),
+        }
+
+    def restore(self, saved: dict[str, NDArray[Any]]) -> None:
+        """Go on from a snapshot of this VERSION, after `add_series` was called for its series.
+
+        Raises StoreError, and has changed nothing, if its layout is another one.
+        """
+        try:
+            self._state.load(saved["state"])
+            self._slots.load(saved["slots"])
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"the snapshot of the windows does not fit this version: {error}") from error
+        self._tick_ns = int(saved["tick_ns"][0])
+        self._params.reach(len(saved["state"]) - 1)
+        self._count = max(self._count, len(saved["state"]))
+
+
+def settle(rows: NDArray[Any]) -> None:
+    """Round mean and stddev, in place, to what the readings can carry, so that they travel in few bytes.
+
+    Where first, last, min and max all have at most d <= 6 decimals, exactly, the mean is rounded to d + 3 decimals
+    and the stddev to d + 2: errors of at most 1/2000 and 1/200 of the last decimal of a reading. Other rows stay as
+    they are, and so do figures of 16 digits and more, where a double has no such decimals.
+    """
+    if not len(rows):
+        return
+    finest = np.zeros(len(rows), np.int64)
+    for name in ("first", "last", "min", "max"):
+        np.maximum(finest, decimals(rows[name]), out=finest)
+    exact = finest <= DECIMALS
+    for name, more in (("mean", 3), ("stddev", 2)):
+        scale = 10.0 ** (finest + more)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = rows[name] * scale
+        fits = exact & (np.abs(scaled) < 2.0**53)
+        rows[name][fits] = np.rint(scaled[fits]) / scale[fits]
+
+
+def decimals(values: NDArray[np.float64]) -> Int64s:
+    """Fewest decimals that write each value exactly; DECIMALS + 1 where more are needed."""
+    found = np.full(len(values), DECIMALS + 1)
+    left = np.arange(len(values))
+    for d in range(DECIMALS + 1):
+        rest = values[left]
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = rest * 10.0**d
+        hit = (np.abs(scaled) < 2.0**53) & (np.rint(scaled) / 10.0**d == rest)
+        found[left[hit]] = d
+        left = left[~hit]
+        if not len(left):
+            break
+    return found

@@ -1,0 +1,1 @@
+"""One driver, one codec, one filter and one sink that are not Forebay's own."""
