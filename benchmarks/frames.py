@@ -1,4 +1,6 @@
-"""Bytes and nanoseconds of frames: `python -m benchmarks.frames [--json FILE]`.
+"""Bytes and nanoseconds of frames.
+
+    python -m benchmarks.frames [--json FILE]
 
 Series are made to look like machines: levels with inertia, sensor noise, the decimals of their data
 sheets, counters, stamps in milliseconds that jitter by a few. Times are the best of many runs, since
@@ -8,22 +10,20 @@ a shared machine only ever adds to them. Figures of the JSON file:
     bytes_per_sample_arrival                    the same, stamped on arrival to the nanosecond
     bytes_per_sample_float64                    the same, values with all their digits
     bytes_per_summary_600x1, _50x20             a whole frame of summaries over its rows
-    encode_ns_per_summary, decode_ns_per_summary   of the frame of 600 x 1
+    encode_ns_per_summary_..., decode_ns_per_summary_...
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.model import SECOND_NS, SUMMARY_DTYPE, Floats, Kind, Lane, SampleBatch
+from benchmarks import harness
+from devices.model import SECOND_NS, SUMMARY_DTYPE, Floats, Lane, SampleBatch
 from devices.wire.frame import Frame, FrameLimits, Header, RawBody, SummaryBody, WireSeries, decode, encode
 
 START_NS = 1_780_000_000 * SECOND_NS
@@ -81,11 +81,11 @@ def raw_frame(stamps: str = "device", digits: bool = False, n: int = 4_096) -> F
     )
 
 
-def summary_frame(machines: int, windows: int) -> Frame:
-    """Summaries of 3 channels of each machine (or fewer series: `machines` may end within one)."""
+def summary_frame(series: int, windows: int) -> Frame:
+    """Windows of 10 s of `series` series, 3 of each machine."""
     rng = np.random.default_rng(9)
     table, rows = [], []
-    for i in range(machines):
+    for i in range(series):
         channel = CHANNELS[i % 3]
         table.append(WireSeries(f"press-{i // 3 + 1:03}", *channel[:3]))
         samples = np.round(signal(rng, channel, windows * WINDOW_SAMPLES), channel[3]).reshape(windows, -1)
@@ -145,11 +145,9 @@ def measure() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Bytes and nanoseconds of frames.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one flat JSON object")
-    options = parser.parse_args()
+    options = harness.parser(__doc__).parse_args()
     figures = measure()
-    print(f"{'frame':<34}{'bytes/row':>10}{'encode ns':>11}{'decode ns':>11}")
+    rows: list[tuple[object, ...]] = [("frame", "B/row", "encode ns/row", "decode ns/row")]
     for title, size, suffix in (
         ("raw, 4,096 samples, 50 series", "bytes_per_sample", ""),
         ("  stamped on arrival", "bytes_per_sample_arrival", "_arrival"),
@@ -157,10 +155,8 @@ def main() -> None:
         ("summaries, 600 series x 1", "bytes_per_summary_600x1", "_per_summary_600x1"),
         ("summaries, 50 series x 20", "bytes_per_summary_50x20", "_per_summary_50x20"),
     ):
-        encode_ns, decode_ns = figures[f"encode_ns{suffix}"], figures[f"decode_ns{suffix}"]
-        print(f"{title:<34}{figures[size]:>10.2f}{encode_ns:>11.0f}{decode_ns:>11.0f}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        rows.append((title, figures[size], figures[f"encode_ns{suffix}"], figures[f"decode_ns{suffix}"]))
+    harness.report("Frames", rows, figures, options.json)
 
 
 if __name__ == "__main__":

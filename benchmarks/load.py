@@ -80,10 +80,9 @@ def encode_all(arguments: argparse.Namespace) -> list[bytes]:
     return packets
 
 
-def connect(host: str, port: int) -> socket.socket:
+def connect(host: str, port: int, client_id: str = "forebay-load") -> socket.socket:
     sock = socket.create_connection((host, port))
-    client_id = b"forebay-load"
-    body = b"\x00\x04MQTT\x04\x02\x00\x00" + struct.pack("!H", len(client_id)) + client_id
+    body = b"\x00\x04MQTT\x04\x02\x00\x00" + struct.pack("!H", len(client_id)) + client_id.encode()
     sock.sendall(bytes([0x10, len(body)]) + body)
     answer = sock.recv(CONNACK_BYTES, socket.MSG_WAITALL)
     if answer[-1:] != b"\x00":

@@ -39,6 +39,8 @@ class Batch:
 
     def __init__(self) -> None:
         self.size_bytes = 0
+        self.refused = 0
+        """Lines that the sink will never store."""
         self._frames: list[Lines] = []
         self._ends: list[int] = []
         """For each frame the number of the line after its last."""
@@ -87,6 +89,7 @@ class Batch:
         """The sink will never store these lines. `detail` is its own sentence about one of them."""
         if "retention" in detail.lower():
             self._expired_ns = max(self._expired_ns, _time_ns(piece.lines[0]))
+        self.refused += len(piece.numbers)
         for number in piece.numbers:
             frame = bisect_right(self._ends, number)
             lines = self._frames[frame]

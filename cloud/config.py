@@ -14,11 +14,25 @@ token_file = "/etc/forebay/influxdb.token"
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
 import msgspec
 
 from cloud.sinks import Sink
+from devices.errors import ConfigError, PluginError
+from devices.profiles import load
 from devices.quantities import Duration, Size
+from devices.tables import Table, convert, did_you_mean, key_path, read_toml
+from devices.wire.limits import FrameLimits
 from devices.wire.session import SessionOptions
+
+_TABLES: Final = ("broker", "sink", "limits", "metrics")
+_PACKET_OVERHEAD_BYTES: Final = 1024
+"""Of a frame's MQTT packet: header, topic, id and properties."""
 
 
 class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,36 +61,38 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[limits]`: every length and queue of the ingester."""
 
     frame_size: Size = Size.parse("1 MiB")
-    """Largest frame as it comes. The broker drops larger ones without a word: keep the edges' below it."""
-    body_size: Size = Size.parse("16 MiB")
-    """Largest frame once unpacked; when larger: refused."""
-    rows: int = 1_000_000
-    """Most rows in a frame; when more: refused."""
-    series: int = 100_000
-    """Most series in a frame's table; when more: refused."""
-    name_size: Size = Size.parse("1 KiB")
-    """Longest name or text in a frame; when longer: refused."""
+    """Largest frame as it comes; a broker that was told drops larger ones without a word."""
+    body_size: Size = Size.parse("4 MiB")
+    """Largest frame once unpacked; larger ones are refused."""
+    rows: int = 1 << 16
+    """Most rows of a frame; more are refused."""
+    series: int = 10_000
+    """Most series of a frame; more are refused."""
     max_ahead: Duration = Duration.parse("1 d")
     """Points later than now and this are rejected as `future`."""
     queue_size: Size = Size.parse("8 MiB")
     """Frames received and not yet stored; when full: the socket is not read."""
     batch_lines: int = 5_000
-    """Lines of a write."""
-    batch_size: Size = Size.parse("1 MiB")
+    """Lines of a write, after which no more frames are added to it."""
+    batch_size: Size = Size.parse("1000 kB")
     """Bytes of a write."""
-    linger: Duration = Duration.parse("5 ms")
-    """How long a batch waits for more frames; alarms never wait."""
     connections: int = 2
     """Writes at a time; alarms have one more of their own."""
     retry_most: Duration = Duration.parse("30 s")
     """Longest wait between two attempts at a sink that is busy."""
     shutdown: Duration = Duration.parse("5 s")
-    """How long writes that have begun may go on after SIGTERM; what is left, the edges send again."""
+    """How long writes may go on after SIGTERM; what is left then, the edges send again."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "series", "batch_lines", "connections", "frame_size", "queue_size", "batch_size"):
+        for name in ("frame_size", "body_size", "rows", "series", "batch_lines", "batch_size", "connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1")
+        if self.queue_size < self.frame_size:
+            raise ValueError("`queue_size` must hold at least one frame of `frame_size`")
+
+    def of_frames(self) -> FrameLimits:
+        """What a frame may hold."""
+        return FrameLimits(frame_bytes=self.frame_size, body_bytes=self.body_size, rows=self.rows, series=self.series)
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,12 +102,71 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """HOST:PORT; port 0 takes a free one, "" none."""
 
 
-class Config(msgspec.Struct, frozen=True):
-    """A whole configuration, and the sink that it names."""
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration, with the sink that it names, not yet opened."""
 
-    broker: SessionOptions
-    group: str
+    broker: Broker
+    session: SessionOptions
     sink: Sink
-    sink_url: str
     limits: Limits
     metrics: Metrics
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in a TOML file. ConfigError names the path of the key that is wrong."""
+    tables = _tables(read_toml(path, ConfigError), path.name)
+    broker = convert(tables["broker"], Broker, f"{path.name} [broker]", ConfigError)
+    limits = convert(tables["limits"], Limits, f"{path.name} [limits]", ConfigError)
+    return Config(
+        broker=broker,
+        session=_session(broker, limits),
+        sink=_sink(tables["sink"], path.name),
+        limits=limits,
+        metrics=convert(tables["metrics"], Metrics, f"{path.name} [metrics]", ConfigError),
+    )
+
+
+def _tables(file: Table, name: str) -> dict[str, Table]:
+    for key in file:
+        if key not in _TABLES:
+            raise ConfigError(f"unknown field `{key}`: {name}{did_you_mean(key, list(_TABLES))}")
+    for key in ("broker", "sink"):
+        if key not in file:
+            raise ConfigError(f"missing table [{key}]: {name}")
+    return {key: convert(file.get(key, {}), dict[str, Any], f"{name} {key_path(key)}", ConfigError) for key in _TABLES}
+
+
+def _session(broker: Broker, limits: Limits) -> SessionOptions:
+    return SessionOptions(
+        broker=broker.url,
+        client_id=broker.client_id or f"forebay-ingest-{secrets.token_hex(6)}",
+        username=broker.user,
+        password_file=broker.password_file,
+        password_env=broker.password_env,
+        ca_file=broker.ca_file,
+        cert_file=broker.cert_file,
+        key_file=broker.key_file,
+        keepalive_s=max(1, round(broker.keepalive.s)),
+        # Nothing is kept for an ingester that is gone: its share must go to the others, not wait for it.
+        clean_start=True,
+        session_expiry_s=0,
+        max_packet_bytes=limits.frame_size + _PACKET_OVERHEAD_BYTES,
+    )
+
+
+def _sink(table: Table, file: str) -> Sink:
+    """The sink that the scheme of `url` names; the other keys are its own."""
+    place = f"{file} {key_path('sink')}"
+    url = table.get("url")
+    if not isinstance(url, str) or ":" not in url:
+        raise ConfigError(f"`url` names the sink, such as sqlite:forebay.db or http://localhost:8086: {place}")
+    try:
+        sink = load("sinks", urlsplit(url).scheme)
+        own = {key: value for key, value in table.items() if key != "url"}
+        made: Sink = sink(url, convert(own, sink.Options, place, ConfigError))
+    except (PluginError, ConfigError) as error:
+        if place in str(error):
+            raise
+        raise ConfigError(f"{error}: {place}") from error
+    return made

@@ -1,7 +1,7 @@
 """Frame -> InfluxDB line protocol. Pure.
 
-    temperature,gateway=g1,device=pump1,channel=motor,unit=°C mean=61.2,min=...,count=10i,span_ms=10000i 1735689600000000000
-    `---------------------- prefix, once a series ----------'  `------- columns, one call a column -------' `--- column --'
+    temperature,channel=motor,device=pump1,gateway=g1,unit=°C mean=61.2,...,count=10i,span_ms=10000i 1735689600000000000
+    `------------- the key, cached by series --------------' `--------- columns, each made at once -----------------'
 
 Lines are woven from columns: `msgspec.json.encode(column.tolist())` makes the text of a whole column at
 once, split at its commas; the pieces go into one flat list by strided assignment, and one join makes the
@@ -122,28 +122,20 @@ def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]
 
 
 def _summary_pieces(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void], bits: int) -> list[Piece]:
+    columns = {f"{name}=": _column(rows[name]) for bit, name in enumerate(_NUMBERS) if bits >> bit & 1}
+    columns |= {"count=": _column(rows["count"]), "i,span_ms=": _column(rows["span_ns"] // 1_000_000)}
     pieces: list[Piece] = [_prefixes(gateway, table, rows["series"])]
-    for bit, name in enumerate(_NUMBERS):
-        if bits >> bit & 1:
-            pieces += [f"{name}=".encode(), _column(rows[name]), b","]
-    span_ms = rows["span_ns"] // 1_000_000
-    return [
-        *pieces,
-        b"count=",
-        _column(rows["count"]),
-        b"i,span_ms=",
-        _column(span_ms),
-        b"i ",
-        _column(rows["time_ns"]),
-        b"\n",
-    ]
+    for label, column in columns.items():
+        comma = "" if len(pieces) == 1 or label.startswith("i,") else ","
+        pieces += [f"{comma}{label}".encode(), column]
+    return [*pieces, b"i ", _column(rows["time_ns"]), b"\n"]
 
 
 def _raw(gateway: str, table: Sequence[WireSeries], body: RawBody) -> Lines:
     batch = body.samples
     prefixes = _prefixes(gateway, table, batch.series, "_raw")
     quality = [b"" if q == 0 else b",quality=%d" % q for q in batch.quality.tolist()]
-    pieces = [prefixes, b"value=", _column(batch.value), quality, b" ", _column(batch.time_ns), b"\n"]
+    pieces: list[Piece] = [prefixes, b"value=", _column(batch.value), quality, b" ", _column(batch.time_ns), b"\n"]
     return Lines(_weave(pieces, len(batch)), batch.series)
 
 
@@ -153,7 +145,7 @@ def _changes(gateway: str, table: Sequence[WireSeries], body: ChangeBody) -> Lin
     named = [texts[i].get(value) for i, value in zip(rows["series"].tolist(), rows["value"].tolist(), strict=True)]
     text: list[bytes] = [b"" if name is None else b",text=" + _quoted(name) for name in named]
     prefixes = _prefixes(gateway, table, rows["series"])
-    pieces = [prefixes, b"state=", _column(rows["value"]), text, b" ", _column(rows["time_ns"]), b"\n"]
+    pieces: list[Piece] = [prefixes, b"state=", _column(rows["value"]), text, b" ", _column(rows["time_ns"]), b"\n"]
     return Lines(_weave(pieces, len(rows)), rows["series"].copy())
 
 

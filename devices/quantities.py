@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import functools
 import re
-from decimal import Decimal
 from typing import Any, Final
 
-_NUMBER_AND_UNIT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]+(?:/s)?)?")
+_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([A-Za-z]+(?:/s)?)?")
 _MAX: Final = 2**63 - 1
 
 DURATION_UNITS: Final = {
@@ -155,12 +154,13 @@ def _parse(text: str, units: dict[str, int], what: str, example: str) -> int:
     if unit not in units:
         missing = "has no unit" if unit is None else f"has the unknown unit {unit!r}"
         raise ValueError(f"{text!r} {missing}; a {what} is written in {', '.join(units)}, such as {example!r}")
-    exact = Decimal(number) * units[unit]
-    if exact > _MAX:
+    whole, _, fraction = number.partition(".")
+    count, finer = divmod(int(whole + fraction) * units[unit], 10 ** len(fraction))
+    if count > _MAX:
         raise ValueError(f"{text!r} is too large")
-    if exact != int(exact):
+    if finer:
         raise ValueError(f"{text!r} is finer than one {next(iter(units))}")
-    return int(exact)
+    return count
 
 
 def _format(count: int, units: dict[str, int], zero_unit: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 import msgspec
 
 import cloud.config
-from devices.profiles import Channel, ProfileFile, installed, load, load_profile, profile_names
+from devices.profiles import Channel, Profile, ProfileFile, installed, load, load_profile, profile_names
 from devices.quantities import DURATION_UNITS, RATE_UNITS, SIZE_UNITS, Duration, Rate, Size
 from edge.config import SECTIONS, GatewayConfig, SourceConfig
 
@@ -34,7 +34,21 @@ SIMPLE_TYPES: Final = {
     Duration: "duration",
     Size: "size",
     Rate: "rate",
+    Profile: "text",
 }
+COMMON: Final = {
+    "user": "User name to log in with.",
+    "username": "User name to log in with.",
+    "password_file": "File that holds the password in one line; `chmod 600` it.",
+    "password_env": "Environment variable that holds the password, instead of a file.",
+    "token_file": "File that holds the token in one line; `chmod 600` it.",
+    "token_env": "Environment variable that holds the token, instead of a file.",
+    "ca_file": 'PEM file of the authorities that may sign the server\'s certificate; "": those of the system.',
+    "cert_file": "PEM file of our own certificate, where the server asks for one.",
+    "key_file": "PEM file of the key of `cert_file`.",
+    "keepalive": "A link on which nothing passed for one and a half times as long is given up.",
+}
+"""Keys that mean the same wherever they stand; a description of their own goes before."""
 
 
 def render() -> str:
@@ -48,7 +62,7 @@ def undocumented() -> list[str]:
         f"{kind.__module__}.{kind.__name__}.{field.encode_name}"
         for kind in _structs()
         for field in msgspec.structs.fields(kind)
-        if not _descriptions(kind).get(field.name)
+        if not _descriptions(kind).get(field.name, COMMON.get(field.name))
     ]
 
 
@@ -70,7 +84,7 @@ def _document() -> Iterator[str]:
     yield from _table(GatewayConfig)
     for name, kind in SECTIONS.items():
         yield from _section(f"`[{name}]`", kind)
-    yield from _section("`[source.NAME]`", SourceConfig, leave_out=("options",))
+    yield from _section("`[source.NAME]`", SourceConfig, leave_out=("device", "options"))
     for name in installed("drivers"):
         yield from _section(f'`[source.NAME]` with `driver = "{name}"`', load("drivers", name).Options)
     yield "## Profiles"
@@ -91,8 +105,11 @@ def _document() -> Iterator[str]:
     yield ""
     for kind in _cloud_structs():
         yield from _section("", kind)
+    sinks: dict[type[msgspec.Struct], list[str]] = {}
     for scheme in installed("sinks"):
-        yield from _section(f"`[sink]` with a URL `{scheme}:...`", load("sinks", scheme).Options)
+        sinks.setdefault(load("sinks", scheme).Options, []).append(scheme)
+    for kind, schemes in sinks.items():
+        yield from _section(f"`[sink]` with a URL {' or '.join(f'`{scheme}:`' for scheme in schemes)}", kind)
 
 
 def _structs() -> Iterator[type[msgspec.Struct]]:
@@ -119,17 +136,18 @@ def _cloud_structs() -> list[type[msgspec.Struct]]:
 
 
 def _section(title: str, kind: type[msgspec.Struct], leave_out: tuple[str, ...] = ()) -> Iterator[str]:
-    """A heading, what the struct says of itself, and its keys. Without a title, its own first words are one."""
-    first, *rest = inspect.cleandoc(kind.__doc__ or "").split("\n")
-    head, _, text = first.partition(": ")
-    yield f"### {title or head}"
+    """A heading, what the struct says of itself, and its keys.
+
+    A docstring "`[store]`: the one file." gives the heading, if there is no `title`, and the sentence.
+    """
+    text = inspect.cleandoc(kind.__doc__ or "")
+    head, colon, sentence = text.partition("`: ")
+    if text.startswith("`[") and colon:
+        title, text = title or f"{head}`", sentence[:1].upper() + sentence[1:]
+    yield f"### {title}"
     yield ""
-    if text or rest:
-        yield (
-            "\n".join([text[:1].upper() + text[1:], *rest]).strip()
-            if head.startswith("`[")
-            else "\n".join([first, *rest])
-        )
+    if text:
+        yield text
         yield ""
     yield from _table(kind, leave_out)
 
@@ -144,7 +162,12 @@ def _table(kind: type[msgspec.Struct], leave_out: tuple[str, ...] = ()) -> Itera
     yield "| key | type | default | meaning |"
     yield "|---|---|---|---|"
     for field in fields:
-        cells = (f"`{field.encode_name}`", _type(field.type), _default(field), descriptions.get(field.name, ""))
+        cells = (
+            f"`{field.encode_name}`",
+            _type(field.type),
+            _default(field),
+            descriptions.get(field.name, COMMON.get(field.name, "")),
+        )
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 
@@ -175,7 +198,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     elif field.default is not msgspec.NODEFAULT:
         value = field.default
     else:
-        return "required"
+        return "required" if field.type is not Profile else "the driver's name"
     if value is None:
         return "none"
     if isinstance(value, Duration | Size | Rate):
@@ -200,7 +223,7 @@ def _type(kind: Any) -> str:
         return f"[{', '.join(_type(arg) for arg in args)}]"
     if origin is dict:
         return "table"
-    return "text" if isinstance(kind, type) and kind.__name__ == "Profile" else "table"
+    return "table"
 
 
 def main() -> int:

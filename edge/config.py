@@ -91,7 +91,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_size: Size = Size.parse("256 MiB")
     """Hard bound on the file and its write-ahead log."""
     when_full: Literal["degrade", "block", "drop_oldest"] = "degrade"
-    """`degrade`: raw samples go, then old summaries are merged. `block`: sources wait. `drop_oldest`: the oldest goes."""
+    """`degrade`: raw samples go, then old summaries are merged. `block`: sources wait. `drop_oldest`: as named."""
     commit_delay: Duration = Duration.parse("250 ms")
     """Samples are committed, and their sources acknowledged, at the latest after this; up to 60 s spares the disk."""
 

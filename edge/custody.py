@@ -80,6 +80,8 @@ class Commit:
     to_backfill_above: int | None = None
     """Live frames above this seq move to the lane `backfill`."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    unconfirmed: dict[str, bytes] = field(default_factory=dict)
+    """Source -> the messages that its broker may send again (edge/redelivery.py); replaces what was stored."""
     trim_journal_to: int = 0
     """Blocks up to this id go. Never beyond the last whole snapshot."""
 

@@ -22,6 +22,8 @@ from edge.kernels.growing import Records
 BUFFER_EVENTS = 64
 """Events that a pass may make before it is drained."""
 
+NO_EVENTS = np.empty(0, EVENT_DTYPE)
+
 
 class _Pass:
     """One compiled pass with its arrays: the fused one, or that of one external filter."""
@@ -114,7 +116,7 @@ class Filters:
                 if found:
                     parts.append(self._events[:found].copy())
         if not parts:
-            return self._events[:0].copy()
+            return NO_EVENTS
         events = np.concatenate(parts)
         return events[np.lexsort((events["detector"], events["position"]))]
 

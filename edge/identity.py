@@ -60,8 +60,6 @@ class Admission:
         self._max_ahead = np.zeros(_MIN_SERIES, np.int64)
         self._resolution = np.ones(_MIN_SERIES, np.int64)
         self._any_coarse = False
-        self.horizon_ns = NEVER_NS
-        """Latest time in what the journal was trimmed of: of times up to this it may have forgotten some."""
 
     def add_series(self, index: int, spec: SeriesSpec) -> None:
         """Make room for a series, or change the settings of one, which keeps its state."""
@@ -80,11 +78,12 @@ class Admission:
         """Time of the latest accepted sample by series; NEVER_NS without one. A view: do not write to it."""
         return self._last[: self._series]
 
-    def admit(self, batch: SampleBatch, arrived_ns: Int64s, now_ns: int) -> Bytes:
+    def admit(self, batch: SampleBatch, arrived_ns: Int64s, now_ns: int, *, journal_floor_ns: int = NEVER_NS) -> Bytes:
         """Give the batch its final times (in place, with their quality) and return uint8[n] verdicts.
 
         0 is accepted, BEHIND_JOURNAL is for raw, otherwise 1 + the index in REJECT_REASONS. `arrived_ns`
-        int64[n]: when each sample arrived; `now_ns`: the clock, against which `future` is judged.
+        int64[n]: when each sample arrived; `now_ns`: the clock, against which `future` is judged;
+        `journal_floor_ns`: the latest time in what the journal was trimmed of, up to which it cannot answer.
         """
         n = len(batch)
         verdict = np.zeros(n, np.uint8)
@@ -102,7 +101,7 @@ class Admission:
             rows = left[_by_series(batch.series[left])]
         odd = self._admit_columns(batch, arrived_ns, rows, stamp)
         for group in odd:
-            self._walk(batch, arrived_ns, group, stamp, verdict)
+            self._walk(batch, arrived_ns, group, stamp, verdict, journal_floor_ns)
         return verdict
 
     def replay(self, batch: SampleBatch, verdict: Bytes) -> None:
@@ -174,6 +173,7 @@ class Admission:
         rows: NDArray[np.int64],
         stamp: NDArray[np.bool_],
         verdict: Bytes,
+        journal_floor_ns: int,
     ) -> None:
         """Decide the samples of one series, in order of arrival."""
         series = int(batch.series[rows[0]])
@@ -197,12 +197,11 @@ class Admission:
         self._last[series] = last
         if all(new):
             return
-        horizon_ns = self.horizon_ns
         known = self._known(
-            series, sorted(t for t, is_new in zip(times, new, strict=True) if not is_new and t > horizon_ns)
+            series, sorted(t for t, is_new in zip(times, new, strict=True) if not is_new and t > journal_floor_ns)
         )
         for row, final, is_new, value in zip(rows.tolist(), times, new, batch.value[rows].tolist(), strict=True):
-            if not is_new and final <= horizon_ns:
+            if not is_new and final <= journal_floor_ns:
                 verdict[row] = BEHIND_JOURNAL
                 continue
             earlier = known.setdefault(final, (row, value))

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from devices.codecs.framing import FRAMINGS, Framer
@@ -35,13 +37,20 @@ from edge.routing import Account, Refusal, Resolve, Router
 
 log = logging.getLogger("forebay.intake")
 
+PIECE_BYTES = 1536
+"""Memory of a piece beside its payloads: counted, or many small deliveries would take unseen memory."""
 DEAD_LETTERS_BURST = 20
 DEAD_LETTER_BYTES = 1024
 """So much of the payload is kept: enough to see what came."""
 WATCH_RECORDS = 64
 """Records that wait for someone who watches; while they are full, none are made."""
 WATCH_BYTES = 4096
+WATCH_VALUES = 50
+"""Of one record: a delivery may hold thousands."""
+WATCH_QUIET_S = 1.0
 NOISE_SAMPLE_BYTES = 4096
+NOISE = "bytes arrive, but they are not text: compare baud_rate, data_bits and parity with the device's settings"
+_TEXT_BYTES = bytes(range(32, 127)) + b"\t\r\n"
 RESTART_S = 5.0
 """A driver that ends or raises, against its contract, is started again after this."""
 
@@ -78,7 +87,7 @@ class Piece:
     dead_letters: list[DeadLetter]
     settle: Callable[[], None] | None
     marks: Marks | None
-    digests: list[bytes]
+    digests: list[int]
 
 
 @dataclass(slots=True)
@@ -112,11 +121,13 @@ class Source:
         self.last_arrival_ns = 0
         self.samples = 0
         self.rejected = 0
-        self.watchers: list[deque[dict[str, Any]]] = []
+        self.watchers: list[asyncio.Queue[dict[str, Any]]] = []
         self._codec = codec
         self._message_bytes = limits.message_bytes
         self._framer: Framer | None = FRAMINGS[codec.framing](limits.message_bytes) if driver.stream else None
         self._oversize = 0
+        self._may_be_half = False
+        """The next message of the stream may be the end of one that began before it was read."""
         self._rows = Rows()
         self._letters = float(DEAD_LETTERS_BURST)
         self._letters_at_ns = 0
@@ -134,9 +145,9 @@ class Source:
     def decode(self, delivery: Delivery) -> Piece:
         """Decode all that was delivered. Never raises for what a device sent."""
         self.last_arrival_ns = delivery.arrived_ns
-        size_bytes = sum(map(len, delivery.payloads))
+        size_bytes = PIECE_BYTES + sum(map(len, delivery.payloads))
         work = _Work(self, delivery.arrived_ns)
-        digest: list[bytes] = []
+        digest: list[int] = []
         payloads, topics, marks = delivery.payloads, delivery.topics, delivery.marks
         if marks is not None and topics is not None:
             digest = digests(topics, payloads)
@@ -199,8 +210,10 @@ class Source:
                     raise _too_long(message, limit)
                 decode(message, rows)
             except DecodeError as error:
-                work.undecoded(error, message, self.name)
-                good = False
+                if not self._may_be_half:
+                    work.undecoded(error, message, self.name)
+                    good = False
+            self._may_be_half = False
         if good:
             self.last_error = ""
 
@@ -208,21 +221,20 @@ class Source:
         """The messages that this piece of the stream completes."""
         if delivery.restart:
             framer.reset()
+            self._may_be_half = True
         messages: list[bytes] = []
         for piece in delivery.payloads:
             messages += framer.feed(piece)
         for _ in range(framer.oversize - self._oversize):
             sample = delivery.payloads[0]
-            why = "bytes come without a line end" if looks_like_text(sample) else _NOISE
+            why = "bytes come without a line end" if looks_like_text(sample) else NOISE
             work.undecoded(DecodeError(why, "oversize"), sample, self.name)
         self._oversize = framer.oversize
         return messages
 
     def may_keep_letter(self, now_ns: int) -> bool:
         """A token bucket: a burst, then one a second."""
-        self._letters = min(
-            DEAD_LETTERS_BURST, self._letters + max(now_ns - self._letters_at_ns, 0) / SECOND_NS
-        )
+        self._letters = min(DEAD_LETTERS_BURST, self._letters + max(now_ns - self._letters_at_ns, 0) / SECOND_NS)
         self._letters_at_ns = now_ns
         if self._letters < 1:
             return False
@@ -247,7 +259,7 @@ class _Work:
         self.reject(source.router.account(device), error.reason)
         detail = str(error)
         if error.reason == "malformed" and source.driver.stream and not looks_like_text(message):
-            detail = f"{_NOISE} ({detail})"
+            detail = f"{NOISE} ({detail})"
         source.last_error = detail
         self.letter(error.reason, detail, message)
 
@@ -315,21 +327,28 @@ class _Work:
 class Intake:
     """All sources, and what they delivered and nobody has taken yet."""
 
-    def __init__(self, limits: IntakeLimits, now_ns: Callable[[], int], resolve: Resolve) -> None:
+    def __init__(self, limits: IntakeLimits, now_ns: Callable[[], int], resolve: Resolve, *, gateway: str = "") -> None:
         """`resolve` gives the index of a series, and makes it if it is new, or says why there can be none."""
         self.ready = asyncio.Event()
-        """Set while there is something to drain."""
+        """Set by each delivery; who waits for it clears it before draining."""
         self.sources: dict[str, Source] = {}
         self.waiting_samples = 0
         self.waiting_bytes = 0
         self.paused = False
+        """The sources were told to wait."""
+        self._ending = False
         self._limits = limits
         self._now_ns = now_ns
         self._resolve = resolve
+        self._gateway = gateway
         self._pieces: deque[Piece] = deque()
 
-    def add(self, name: str, driver: type[Any], options: Any, codec: Any, profile: Profile, probe: bool = False) -> Source:
-        """Add a source: a driver's class with its options, and the codec (built) and profile of what it brings."""
+    def add(
+        self, name: str, driver: type[Any], options: Any, codec: Any, profile: Profile, *, probe: bool = False
+    ) -> Source:
+        """Add a source: a driver's class with its options, the codec (built) and profile of what it brings."""
+        if getattr(options, "client_id", None) == "" and self._gateway:
+            options = msgspec.structs.replace(options, client_id=f"forebay-{self._gateway}-{name}")
         built = driver(name, options, partial(self._deliver, name), self._now_ns, probe=probe)
         source = self.sources[name] = Source(name, profile, codec, self._limits, self._resolve, built)
         return source
@@ -339,6 +358,12 @@ class Intake:
         async with asyncio.TaskGroup() as group:
             for name, source in self.sources.items():
                 group.create_task(_supervise(source), name=f"source {name}")
+
+    def stop(self) -> None:
+        """Before the end: no source is read any more. What has been delivered can still be drained and settled."""
+        self._stopped = True
+        for source in self.sources.values():
+            source.driver.pause()
 
     # -- in ------------------------------------------------------------------------------------------
 
@@ -354,27 +379,33 @@ class Intake:
         if not self.paused and (
             self.waiting_samples >= self._limits.max_samples or self.waiting_bytes >= self._limits.max_bytes
         ):
-            self.paused = True
-            for each in self.sources.values():
-                each.driver.pause()
+            self._pause()
+
+    def pause(self) -> None:
+        """Take nothing more: the daemon ends. What is here can still be drained."""
+        self._ending = True
+        self._pause()
+
+    def _pause(self) -> None:
+        self.paused = True
+        for source in self.sources.values():
+            source.driver.pause()
 
     # -- out -----------------------------------------------------------------------------------------
 
     def drain(self, max_samples: int) -> Drained:
-        """Take whole pieces, at least one if there is one, while they stay within `max_samples` together."""
+        """Take whole pieces until they hold `max_samples`: at most one piece more than that."""
         pieces: list[Piece] = []
         samples = 0
-        while self._pieces and (not pieces or samples + len(self._pieces[0].series) <= max_samples):
+        while self._pieces and samples < max_samples:
             piece = self._pieces.popleft()
             pieces.append(piece)
             samples += len(piece.series)
             self.waiting_bytes -= piece.size_bytes
         self.waiting_samples -= samples
-        if not self._pieces:
-            self.ready.clear()
-        if self.paused and (
-            self.waiting_samples <= self._limits.max_samples // 2 and self.waiting_bytes <= self._limits.max_bytes // 2
-        ):
+        limits = self._limits
+        has_room = self.waiting_samples <= limits.max_samples // 2 and self.waiting_bytes <= limits.max_bytes // 2
+        if self.paused and has_room and not self._ending:
             self.paused = False
             for source in self.sources.values():
                 source.driver.resume()
@@ -383,16 +414,108 @@ class Intake:
     # -- watching ------------------------------------------------------------------------------------
 
     async def watch(self, name: str) -> AsyncIterator[dict[str, Any]]:
-        """What a source brings from now on, for `forebay-edge watch`: raw bytes, decoded values, last error."""
+        """What a source brings from now on: raw bytes, decoded values, last error; each second how it is doing.
+
+        Raises KeyError for a source that is not there.
+        """
         source = self.sources[name]
-        records: deque[dict[str, Any]] = deque(maxlen=WATCH_RECORDS)
+        records: asyncio.Queue[dict[str, Any]] = asyncio.Queue(WATCH_RECORDS)
         source.watchers.append(records)
         try:
             while True:
-                yield records.popleft() if records else _quiet(source)
-                if not records:
-                    await asyncio.sleep(0.2)
+                try:
+                    record = await asyncio.wait_for(records.get(), WATCH_QUIET_S)
+                except TimeoutError:
+                    record = {"at_ns": self._now_ns()}
+                status = source.status
+                yield record | {"state": status.state, "error": status.error or source.last_error}
         finally:
             source.watchers.remove(records)
 
 
+def _show(source: Source, delivery: Delivery, piece: Piece) -> None:
+    """One record for everybody who watches; who is too slow misses some."""
+    values = [
+        {"device": device, "channel": channel, "time_ns": time_ns, "value": value}
+        for (device, channel), time_ns, value in zip(
+            (source.router.names[index] for index in piece.series[:WATCH_VALUES].tolist()),
+            piece.time_ns[:WATCH_VALUES].tolist(),
+            piece.value[:WATCH_VALUES].tolist(),
+            strict=True,
+        )
+    ]
+    raw = b"".join(delivery.payloads[:WATCH_VALUES])[:WATCH_BYTES]
+    record = {
+        "at_ns": delivery.arrived_ns,
+        "topics": delivery.topics[:WATCH_VALUES] if delivery.topics is not None else None,
+        "text": raw.decode("ascii", "backslashreplace"),
+        "hex": raw.hex(" "),
+        "values": values,
+        "rejected": {reason: count for (_, reason), count in piece.rejects.items()},
+    }
+    for records in source.watchers:
+        if not records.full():
+            records.put_nowait(record)
+
+
+def _join(pieces: list[Piece]) -> Drained:
+    if not pieces:
+        return Drained(SampleBatch.empty(), np.empty(0, np.int64), {}, [], [], {})
+    counts = [len(piece.series) for piece in pieces]
+    n = sum(counts)
+    batch = SampleBatch(
+        np.concatenate([piece.series for piece in pieces]),
+        np.concatenate([piece.time_ns for piece in pieces]),
+        np.concatenate([piece.value for piece in pieces]),
+        np.zeros(n, np.uint8),
+    )
+    drained = Drained(
+        batch, np.repeat(np.array([piece.arrived_ns for piece in pieces], np.int64), counts), {}, [], [], {}
+    )
+    repeating: dict[str, Unconfirmed] = {}
+    for piece in pieces:
+        for key, count in piece.rejects.items():
+            drained.rejects[key] = drained.rejects.get(key, 0) + count
+        drained.dead_letters += piece.dead_letters
+        if piece.settle is not None:
+            drained.settles.append(partial(_settle, piece))
+        if piece.marks is not None:
+            piece.source.unconfirmed.hold(piece.marks, piece.digests)
+            repeating[piece.source.name] = piece.source.unconfirmed
+    drained.unconfirmed = {name: unconfirmed.state() for name, unconfirmed in repeating.items()}
+    return drained
+
+
+def _settle(piece: Piece) -> None:
+    assert piece.settle is not None
+    piece.settle()
+    if piece.marks is not None:
+        piece.source.unconfirmed.acknowledged(piece.marks, piece.digests)
+
+
+async def _supervise(source: Source) -> None:
+    """A driver's `run` neither ends nor raises; one that does must not take the gateway along."""
+    while True:
+        why = "it ended"
+        try:
+            await source.driver.run()
+        except Exception as error:
+            log.exception("the driver of source %s failed", source.name)
+            why = f"{type(error).__name__}: {error}"
+        source.last_error = f"the driver failed ({why}); it is started again in {RESTART_S:g} s"
+        await asyncio.sleep(RESTART_S)
+
+
+def looks_like_text(data: bytes) -> bool:
+    """Whether bytes are mostly characters that lines of text are made of. Noise of a wrong baud rate is not."""
+    sample = data[:NOISE_SAMPLE_BYTES]
+    strange = len(sample.translate(None, _TEXT_BYTES))
+    return strange * 10 <= len(sample)
+
+
+def _bit(number: float, bit: int) -> float:
+    return float(int(number) >> bit & 1) if math.isfinite(number) else math.nan
+
+
+def _too_long(message: bytes, limit: int) -> DecodeError:
+    return DecodeError(f"a message of {len(message)} bytes; the limit is {limit}", "oversize")

@@ -35,6 +35,7 @@ from edge.intake import Drained, Intake
 from edge.ledger import Deltas
 from edge.metrics import Histogram
 from edge.operators import Operators
+from edge.registry import Registry
 from edge.seal import Sealed, Sealer
 from edge.uplink import Uplink
 
@@ -54,7 +55,9 @@ class StorePort(Protocol):
 
     async def commit(self, commit: Commit) -> Committed: ...
 
-    async def write_snapshot(self, after_block: int, state: dict[str, NDArray[Any]]) -> None: ...
+    async def write_snapshot(
+        self, after_block: int, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]
+    ) -> None: ...
 
     async def oldest_blocks(self) -> list[JournalRow]: ...
 
@@ -87,6 +90,7 @@ class Pending:
     new_series: list[tuple[int, SeriesSpec]] = field(default_factory=list)
     to_backfill_above: int | None = None
     settles: list[Callable[[], None]] = field(default_factory=list)
+    unconfirmed: dict[str, bytes] = field(default_factory=dict)
     oldest_arrival_ns: int = 0
 
     def is_worth_it(self) -> bool:
@@ -117,23 +121,24 @@ class Pump:
         self,
         *,
         operators: Operators,
+        registry: Registry,
         intake: Intake,
         store: StorePort,
         uplink: Uplink,
         sealer: Sealer,
-        reporter: Reporter,
         clock: Clock,
         committed: Committed,
+        snapshot_block: int,
         commit_delay_s: float,
         when_full: str,
         journal_keep_bytes: int,
     ) -> None:
         self._operators = operators
+        self._registry = registry
         self._intake = intake
         self._store = store
         self._uplink = uplink
         self._sealer = sealer
-        self._reporter = reporter
         self._clock = clock
         self._commit_delay_s = commit_delay_s
         self._when_full = when_full
@@ -142,7 +147,8 @@ class Pump:
         self._wake = asyncio.Event()
         intake.ready = uplink.answered = self._wake
         self._pending = Pending()
-        self._accounts = {spec.device: i for i, spec in enumerate(operators.specs) if not spec.channel}
+        self._committing = Pending()
+        """Handed to the store, until it is durable."""
         self._commit_now = False
         self._commit_task: asyncio.Task[None] | None = None
         self._last_commit_s = 0.0
@@ -155,8 +161,10 @@ class Pump:
         """The highest time that `_recent` does not hold."""
         self._samples_since_snapshot = SNAPSHOT_SAMPLES
         self._snapshot_due_s = 0.0
-        self._snapshot_block = 0
+        self._snapshot_block = snapshot_block
 
+        self.reporter: Reporter
+        """Set by the daemon: it asks the pump for what is waiting."""
         self.committed = committed
         self.commits = 0
         self.samples = 0
@@ -215,11 +223,12 @@ class Pump:
 
     def _take_samples(self, drained: Drained) -> None:
         pending = self._pending
-        for account, reason, count in drained.rejects:
-            series = account if isinstance(account, int) else self.device_account(account)
-            self._reject(pending, series, reason, count)
+        for (account, reason), count in drained.rejects.items():
+            series = account if isinstance(account, int) else self._registry.device_account(account)
+            self._account(pending, Deltas(rejected=[(series, REJECT_REASONS.index(reason), count)]))
         pending.dead_letters += drained.dead_letters
         pending.settles += drained.settles
+        pending.unconfirmed |= drained.unconfirmed
         batch = drained.batch
         if not len(batch):
             return
@@ -245,7 +254,7 @@ class Pump:
         pending.ticks.append((pending.samples, tick_ns))
         self._raise(self._operators.tick(tick_ns))
         pending.sealed = pending.sealed or self._operators.has_closed()
-        pending.frames += self._reporter.due(tick_ns, final=False)
+        pending.frames += self.reporter.due(tick_ns, final=False)
 
     def _raise(self, alarms: list[Alarm]) -> None:
         if alarms:
@@ -254,28 +263,25 @@ class Pump:
             for alarm in alarms:
                 log.warning("alarm %s: %s", alarm.state, alarm.reason)
 
-    # -- series and their accounts -------------------------------------------------------------------
-
-    def add_series(self, spec: SeriesSpec) -> int:
-        """Append to the table; the series is durable with the commit of its first sample."""
-        index = len(self._operators.specs)
-        self._operators.set_series(index, spec)
-        self._pending.new_series.append((index, spec))
-        return index
-
-    def device_account(self, device: str) -> int:
-        """The series that stands for what a device sent before it had a channel."""
-        if device not in self._accounts:
-            self._accounts[device] = self.add_series(SeriesSpec(device=device, channel="", quantity="", unit=""))
-        return self._accounts[device]
-
-    def _reject(self, pending: Pending, series: int, reason: str, count: int) -> None:
-        self._account(pending, Deltas(rejected=[(series, REJECT_REASONS.index(reason), count)]))
+    # -- the account ---------------------------------------------------------------------------------
 
     def _account(self, pending: Pending, deltas: Deltas) -> None:
         """Count now, and again when the block is replayed."""
         self._operators.apply(deltas)
         pending.deltas.extend(deltas)
+
+    def waiting(self) -> Int64s:
+        """int64[series]: accepted samples that have no receipt yet, wherever they are."""
+        counts = self._operators.open_samples()
+        leaving: set[int] = set()
+        for pending in (self._pending, self._committing):
+            leaving.update(pending.removed)
+            for row, _ in pending.frames:
+                counts[row.custody.series] += row.custody.samples
+        for row in self._uplink.outbox.rows():
+            if row.seq not in leaving:
+                counts[row.custody.series] += row.custody.samples
+        return counts
 
     # -- receipts ------------------------------------------------------------------------------------
 
@@ -317,9 +323,10 @@ class Pump:
 
     def _commit_is_due(self, now_s: float) -> bool:
         pending = self._pending
+        full = pending.samples >= SAMPLES_AHEAD or (self._intake.waiting_samples > 0 and not self.blocked)
         if self._commit_task is not None:
-            return pending.samples >= SAMPLES_AHEAD
-        if self._commit_now or pending.samples >= SAMPLES_AHEAD:
+            return full
+        if self._commit_now or full:
             return True
         if pending.removed and self._uplink.outbox.waits_for_window():
             return True
@@ -330,28 +337,35 @@ class Pump:
         if self._commit_task is not None:
             await self._commit_task
         pending, self._pending = self._pending, Pending()
+        pending.new_series = self._registry.take_new()
+        self._committing = pending
         self._commit_now = False
         self._last_commit_s = loop.time()
         self._samples_since_snapshot += pending.samples
         await self._make_room(pending)
-        take_snapshot = last or self._snapshot_is_due(loop.time())
+        changed = self._registry.take_changed()
+        take_snapshot = bool(last or changed or self._snapshot_is_due(loop.time()))
         if pending.sealed or take_snapshot:
             # A frame costs less a byte the more it holds: therefore once a tick, not with every commit.
             pending.frames += self._sealer.closed(self._operators.take(), self._clock.now_ns())
             pending.sealed = True
         state = None
         if take_snapshot:
+            for index, spec in changed.items():
+                self._raise(self._operators.set_series(index, spec))
             state = self._operators.snapshot()
             self._samples_since_snapshot = 0
             self._snapshot_due_s = loop.time() + SNAPSHOT_S
-        self._commit_task = loop.create_task(self._commit(pending, state), name="commit")
+        self._commit_task = loop.create_task(self._commit(pending, state, changed), name="commit")
         self._commit_task.add_done_callback(self._commit_ended)
 
     def _commit_ended(self, task: asyncio.Task[None]) -> None:
         self._commit_task = None
         self._wake.set()
 
-    async def _commit(self, pending: Pending, state: dict[str, NDArray[Any]] | None) -> None:
+    async def _commit(
+        self, pending: Pending, state: dict[str, NDArray[Any]] | None, changed: dict[int, SeriesSpec]
+    ) -> None:
         """Until it is durable; then the sources are acknowledged and the uplink may send."""
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
@@ -362,9 +376,12 @@ class Pump:
                 break
             except StoreError as error:
                 await self._store_failed(error)
-                state = None  # what follows is not in it
+                if state is not None:  # what follows is not in it
+                    state, self._snapshot_due_s = None, 0.0
+                    self._registry.changed = changed | self._registry.changed
                 self._take_answers(pending)
                 await self._make_room(pending)
+        self._committing = Pending()
         self.store_error, self.blocked = "", False
         self.commits += 1
         for settle in pending.settles:
@@ -376,7 +393,7 @@ class Pump:
         if pending.batches:
             self.arrival_to_commit_seconds.observe((self._clock.now_ns() - pending.oldest_arrival_ns) / 1e9)
         if state is not None:
-            await self._write_snapshot(state)
+            await self._write_snapshot(state, changed)
 
     def _build(self, pending: Pending) -> Commit:
         """What the store is to do."""
@@ -389,6 +406,7 @@ class Pump:
             send_limits=self._uplink.outbox.plan_limits([row for row, _ in pending.frames]),
             dead_letters=pending.dead_letters,
             trim_journal_to=pending.trim_journal_to,
+            unconfirmed=pending.unconfirmed,
         )
         if pending.batches or pending.ticks or pending.deltas or pending.sealed:
             block = pending.block()
@@ -445,10 +463,10 @@ class Pump:
     def _snapshot_is_due(self, now_s: float) -> bool:
         return self._samples_since_snapshot >= SNAPSHOT_SAMPLES or now_s >= self._snapshot_due_s
 
-    async def _write_snapshot(self, state: dict[str, NDArray[Any]]) -> None:
+    async def _write_snapshot(self, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]) -> None:
         block_id = self.committed.block_id
         try:
-            await self._store.write_snapshot(block_id, state)
+            await self._store.write_snapshot(block_id, state, changed)
             self._snapshot_block = block_id
         except StoreError as error:
             log.warning("%s; the journal is kept from the last snapshot on", error)
@@ -488,7 +506,7 @@ class Pump:
             return False
         if not self._final_sent:
             self._final_sent = True
-            self._pending.frames += self._reporter.due(self._clock.now_ns(), final=True)
+            self._pending.frames += self.reporter.due(self._clock.now_ns(), final=True)
             self._commit_now = True
             self._wake.set()
             return False

@@ -18,34 +18,57 @@ forgotten: kept, it could be taken for a later message with the same id.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
+from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain
+
+import numpy as np
 
 from devices.drivers import Marks
 
-DIGEST_BYTES = 8
-_ENTRY_BYTES = 2 + DIGEST_BYTES
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_HALF = np.uint64(32)
+_TOPICS_CACHED = 8192
+_ENTRY = np.dtype([("packet_id", "<u2"), ("digest", "<u8")])
 
 
-def digests(topics: list[str], payloads: list[bytes]) -> list[bytes]:
-    """64-bit digest of each message's topic and payload (BLAKE2b, RFC 7693)."""
-    return [
-        blake2b(b"%b\0%b" % (topic.encode(), payload), digest_size=DIGEST_BYTES).digest()
-        for topic, payload in zip(topics, payloads, strict=True)
-    ]
+def digests(topics: list[str], payloads: list[bytes]) -> list[int]:
+    """64-bit digest of each message's topic and payload, the same in every process.
+
+    sum over the payload's 8-byte words w[i] of fold(w[i] * k[i]), with an odd 64-bit k[i] for each place
+    (multilinear hashing, Lemire and Kaser 2014, with SplitMix64's constants for k), plus the topic's BLAKE2b.
+    It tells different messages apart; it does not resist one who makes collisions, who would only lose
+    messages of their own. All messages at once: 0.2 us each, where BLAKE2b takes 0.5.
+    """
+    sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
+    words = np.frombuffer(b"".join([p.ljust((len(p) + 8) & -8, b"\0") for p in payloads]), "<u8")
+    counts = (sizes + 8) >> 3  # at least one word each, for `reduceat`
+    starts = np.cumsum(counts) - counts
+    place = (np.arange(1, len(words) + 1) - np.repeat(starts, counts)).astype(np.uint64) * _GOLDEN
+    place = (place ^ (place >> _HALF)) * _MIX | np.uint64(1)
+    mixed = words * place
+    mixed ^= mixed >> _HALF
+    total = np.add.reduceat(mixed, starts) + sizes.astype(np.uint64) * _GOLDEN
+    total += np.fromiter(map(_topic_digest, topics), np.uint64, len(topics))
+    out: list[int] = total.tolist()
+    return out
+
+
+@lru_cache(_TOPICS_CACHED)
+def _topic_digest(topic: str) -> int:
+    return int.from_bytes(blake2b(topic.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 class Unconfirmed:
     """Messages of one source that Forebay has, and the broker may not know it."""
 
     def __init__(self) -> None:
-        self._known: dict[int, bytes] = {}
+        self._known: dict[int, int] = {}
         """Packet id -> digest: in the intake, or in a commit."""
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, int] = {}
         """Those of them that are in a commit."""
-        self._acknowledged: deque[tuple[int, bytes]] = deque()
+        self._acknowledged: deque[tuple[int, int]] = deque()
         """On this connection, in order, and not yet confirmed."""
         self._connection = -1
         self._session_since = 0
@@ -53,7 +76,7 @@ class Unconfirmed:
         self._earlier: set[int] = set()
         """Ids that earlier connections left, as long as this one may still repeat them."""
 
-    def fresh(self, marks: Marks, digest: list[bytes]) -> list[bool] | None:
+    def fresh(self, marks: Marks, digest: list[int]) -> list[bool] | None:
         """Which messages are new, in order of receipt; None: all of them. The new ones are known from now on."""
         if marks.connection != self._connection:
             self._connect(marks)
@@ -75,7 +98,7 @@ class Unconfirmed:
             self._held.clear()
         self._earlier = set(self._known)
 
-    def _is_fresh(self, packet_id: int, dup: bool, digest: bytes) -> bool:
+    def _is_fresh(self, packet_id: int, dup: bool, digest: int) -> bool:
         if packet_id == 0:
             return True
         if not dup:
@@ -92,14 +115,14 @@ class Unconfirmed:
         self._known[packet_id] = digest
         return True
 
-    def hold(self, marks: Marks, digest: list[bytes]) -> None:
+    def hold(self, marks: Marks, digest: list[int]) -> None:
         """The messages go into the next commit: from it on `state` has them."""
         if marks.connection < self._session_since:
             return
         self._held.update(zip(marks.packet_ids, digest, strict=True))
         self._held.pop(0, None)
 
-    def acknowledged(self, marks: Marks, digest: list[bytes]) -> None:
+    def acknowledged(self, marks: Marks, digest: list[int]) -> None:
         """Acknowledgements were handed to the connection that brought the messages."""
         if marks.connection == self._connection:
             self._acknowledged.extend(m for m in zip(marks.packet_ids, digest, strict=True) if m[0])
@@ -115,18 +138,17 @@ class Unconfirmed:
                 held.pop(packet_id, None)
 
     def state(self) -> bytes:
-        """What must be stored with the commit: per message u16 packet id and its digest, all ids first."""
-        return array("H", self._held).tobytes() + b"".join(self._held.values())
+        """What must be stored with the commit: for each message 2 bytes of packet id and 8 of digest."""
+        entries = np.empty(len(self._held), _ENTRY)
+        entries["packet_id"] = np.fromiter(self._held.keys(), np.uint16, len(entries))
+        entries["digest"] = np.fromiter(self._held.values(), np.uint64, len(entries))
+        return entries.tobytes()
 
     def restore(self, state: bytes) -> None:
         """Take over what was stored with the last commit."""
-        n = len(state) // _ENTRY_BYTES
-        ids = array("H", state[: 2 * n])
-        content = state[2 * n :]
-        self._held = {
-            packet_id: content[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i, packet_id in enumerate(ids)
-        }
-        self._known = dict(chain(self._held.items()))
+        entries = np.frombuffer(state, _ENTRY)
+        self._held = dict(zip(entries["packet_id"].tolist(), entries["digest"].tolist(), strict=True))
+        self._known = dict(self._held)
 
     def __len__(self) -> int:
         return len(self._known)

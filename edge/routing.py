@@ -103,8 +103,10 @@ class Router:
 
     def keep(self) -> bool:
         """Whether there is room for one more route; if so, it is taken."""
-        self._kept += self._kept < self._max_routes
-        return self._kept < self._max_routes
+        if self._kept >= self._max_routes:
+            return False
+        self._kept += 1
+        return True
 
     def find(self, device: str, channel: str) -> int:
         """The route of one channel, from the profile and the registry."""

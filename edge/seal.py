@@ -110,3 +110,8 @@ def _parts(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _renumbered(rows: NDArray[Any], local: NDArray[np.int32]) -> NDArray[Any]:
     rows["series"] = local
     return rows
+
+
+def will(gateway: str) -> bytes:
+    """What the broker says for a gateway whose link is gone: a heartbeat without a time, and without a receipt."""
+    return encode(Frame(Header(gateway, 0, 1, Lane.LIVE, 0), [], Heartbeat(0, "", "")))

@@ -8,6 +8,7 @@ Layout (SQLite, version in `meta`)
   outbox      seq, lane, leaf, created_ns, digest, custody, frame     frames that await a receipt
   lane        lane, send_limit               only frames with seq <= send_limit were ever published
   snapshot    id, part, piece, data          state of the operators after journal block `id`; `part` "" makes it whole
+  unconfirmed source, messages               what a source's broker may send again (edge/redelivery.py)
   deadletter  id, at_ns, source, reason, detail, payload
 
 `seq` and `journal.id` are AUTOINCREMENT: SQLite remembers the highest ever given, so that a number is
@@ -34,6 +35,7 @@ reported; the daemon starts with an empty one.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import os
@@ -41,9 +43,10 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -55,6 +58,8 @@ from devices.model import Lane, SeriesSpec
 from edge.custody import Commit, Committed, Custody, DeadLetter, JournalRow, OutboxRow, Usage
 
 log = logging.getLogger("forebay.store")
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
@@ -81,6 +86,7 @@ CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, lane INTEGER NOT NUL
 CREATE TABLE lane (lane INTEGER PRIMARY KEY, send_limit INTEGER NOT NULL);
 CREATE TABLE snapshot (id INTEGER NOT NULL, part TEXT NOT NULL, piece INTEGER NOT NULL, data BLOB NOT NULL,
     PRIMARY KEY (id, part, piece));
+CREATE TABLE unconfirmed (source TEXT PRIMARY KEY, messages BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE deadletter (id INTEGER PRIMARY KEY AUTOINCREMENT, at_ns INTEGER NOT NULL, source TEXT NOT NULL,
     reason TEXT NOT NULL, detail TEXT NOT NULL, payload BLOB NOT NULL);
 """
@@ -166,10 +172,7 @@ class Store:
             if commit.trim_journal_to:
                 trimmed_bytes = self._trim(commit.trim_journal_to)
             if commit.new_series:
-                db.executemany(
-                    "INSERT OR REPLACE INTO series VALUES (?, ?)",
-                    [(index, msgspec.json.encode(spec)) for index, spec in commit.new_series],
-                )
+                self._insert_series(commit.new_series)
             if commit.block:
                 crc = zlib.crc32(commit.block)
                 db.execute(
@@ -189,6 +192,8 @@ class Store:
                     "UPDATE outbox SET lane = ? WHERE lane = ? AND seq > ?",
                     (Lane.BACKFILL, Lane.LIVE, commit.to_backfill_above),
                 )
+            if commit.unconfirmed:
+                db.executemany("INSERT OR REPLACE INTO unconfirmed VALUES (?, ?)", list(commit.unconfirmed.items()))
             if commit.send_limits:
                 db.executemany("INSERT OR REPLACE INTO lane VALUES (?, ?)", list(commit.send_limits.items()))
             db.execute("COMMIT")
@@ -201,6 +206,12 @@ class Store:
     def committed(self) -> Committed:
         """What stands now."""
         return Committed(self.last_block(), self.usage(), self._high_ns, self.journal_floor_ns())
+
+    def _insert_series(self, series: list[tuple[int, SeriesSpec]]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO series VALUES (?, ?)",
+            [(index, msgspec.json.encode(spec)) for index, spec in series],
+        )
 
     def _trim(self, block_id: int) -> int:
         """Delete the blocks up to this one, and return how many bytes of blocks that were."""
@@ -262,6 +273,9 @@ class Store:
         )
         return dict(rows)
 
+    def unconfirmed(self) -> dict[str, bytes]:
+        return dict(self._db.execute("SELECT source, messages FROM unconfirmed"))
+
     def send_limits(self) -> dict[Lane, int]:
         return {Lane(lane): limit for lane, limit in self._db.execute("SELECT lane, send_limit FROM lane")}
 
@@ -318,11 +332,11 @@ class Store:
 
     # -- snapshots -----------------------------------------------------------------------------------
 
-    def write_snapshot(self, after_block: int, state: dict[str, NDArray[Any]]) -> None:
+    def write_snapshot(self, after_block: int, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]) -> None:
         """Store the operators' state as it was after journal block `after_block`; the one before goes.
 
         Written in transactions of limited size, so that the WAL stays within its share; the closing row
-        makes the snapshot whole.
+        makes the snapshot whole. `changed`: settings of series that count from this state on.
         """
         db = self._db
         try:
@@ -338,6 +352,7 @@ class Store:
                         db.execute("COMMIT")
                         db.execute("BEGIN IMMEDIATE")
                         written = 0
+            self._insert_series(list(changed.items()))
             db.execute("INSERT INTO snapshot VALUES (?, '', 0, x'')", (after_block,))
             db.execute("DELETE FROM snapshot WHERE id <> ?", (after_block,))
             db.execute("COMMIT")
@@ -476,3 +491,32 @@ def _set_aside(path: Path, why: str) -> Path:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+class StoreThread:
+    """The store on its own thread, for the event loop. One call at a time, in order."""
+
+    def __init__(self, store: Store, executor: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._executor = executor
+
+    async def commit(self, commit: Commit) -> Committed:
+        return await self._call(self._store.commit, commit)
+
+    async def write_snapshot(
+        self, after_block: int, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]
+    ) -> None:
+        await self._call(self._store.write_snapshot, after_block, state, changed)
+
+    async def oldest_blocks(self) -> list[JournalRow]:
+        return await self._call(self._store.oldest_blocks)
+
+    async def frames(self, seqs: list[int]) -> dict[int, bytes]:
+        return await self._call(self._store.frames, seqs)
+
+    def blocks_between(self, lo_ns: int, hi_ns: int) -> list[bytes]:
+        """Waits for the thread: for the rare sample that is older than what is in memory."""
+        return self._executor.submit(self._store.blocks_between, lo_ns, hi_ns).result()
+
+    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

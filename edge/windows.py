@@ -1,6 +1,7 @@
 """Samples -> windows -> summaries, and the changes of states. A pure function of samples and ticks, in their order.
 
-`kernels/window.py` has the rules; this module keeps its arrays, and settles the figures of what has closed.
+`kernels/window.py` has the rules; this module keeps its arrays. What has closed is settled (`kernels/settle.py`) before
+it is handed out.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from devices.errors import StoreError
 from devices.model import CHANGE_DTYPE, SUMMARY_DTYPE, Int64s, SampleBatch, SeriesSpec
 from edge.kernels import window
 from edge.kernels.growing import Records
+from edge.kernels.settle import settle_entry
 from edge.kernels.window import EVER_NS, NEVER_NS
 
 BUFFER_ROWS = 256
 """Summaries, or changes, that a pass may make before it is drained: 22 KB stay in the processor's cache."""
-DECIMALS = 6
-"""Most decimals that are looked for in a reading."""
 
 
 class Windows:
@@ -135,11 +135,15 @@ class Windows:
         if made:
             self._closed.append(self._rows[:made].copy())
 
+    def has_closed(self) -> bool:
+        """Whether `take` or `changes` would return anything."""
+        return bool(self._closed or self._changed)
+
     def take(self) -> NDArray[Any]:
         """SUMMARY_DTYPE: what has closed since the last call, settled, in order of closing."""
         rows = np.concatenate(self._closed) if self._closed else np.empty(0, SUMMARY_DTYPE)
         self._closed.clear()
-        settle(rows)
+        settle_entry(rows)
         return rows
 
     def changes(self) -> NDArray[Any]:
@@ -182,40 +186,3 @@ class Windows:
         self._tick_ns = int(saved["tick_ns"][0])
         self._params.reach(len(saved["state"]) - 1)
         self._count = max(self._count, len(saved["state"]))
-
-
-def settle(rows: NDArray[Any]) -> None:
-    """Round mean and stddev, in place, to what the readings can carry, so that they travel in few bytes.
-
-    Where first, last, min and max all have at most d <= 6 decimals, exactly, the mean is rounded to d + 3 decimals
-    and the stddev to d + 2: errors of at most 1/2000 and 1/200 of the last decimal of a reading. Other rows stay as
-    they are, and so do figures of 16 digits and more, where a double has no such decimals.
-    """
-    if not len(rows):
-        return
-    finest = np.zeros(len(rows), np.int64)
-    for name in ("first", "last", "min", "max"):
-        np.maximum(finest, decimals(rows[name]), out=finest)
-    exact = finest <= DECIMALS
-    for name, more in (("mean", 3), ("stddev", 2)):
-        scale = 10.0 ** (finest + more)
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = rows[name] * scale
-        fits = exact & (np.abs(scaled) < 2.0**53)
-        rows[name][fits] = np.rint(scaled[fits]) / scale[fits]
-
-
-def decimals(values: NDArray[np.float64]) -> Int64s:
-    """Fewest decimals that write each value exactly; DECIMALS + 1 where more are needed."""
-    found = np.full(len(values), DECIMALS + 1)
-    left = np.arange(len(values))
-    for d in range(DECIMALS + 1):
-        rest = values[left]
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = rest * 10.0**d
-        hit = (np.abs(scaled) < 2.0**53) & (np.rint(scaled) / 10.0**d == rest)
-        found[left[hit]] = d
-        left = left[~hit]
-        if not len(left):
-            break
-    return found

@@ -35,8 +35,8 @@ CHUNK = 64
 POLL_S = 0.02
 ACKNOWLEDGE_TIMEOUT_S = 10.0
 
-Token: TypeAlias = tuple[int, list[tuple[int, float]]]
-"""(time_ns, [(series, value)]) of a message that is on its way."""
+Token: TypeAlias = tuple[int, list[tuple[int, float]], bool]
+"""(time_ns, [(series, value)], spoiled) of a message that is on its way."""
 
 
 class Message(NamedTuple):
@@ -145,12 +145,12 @@ class Fleet:
         ports = folder / "ports"
         ports.mkdir(exist_ok=True)
         self._ports = {
-            number: Port(ports / machine.name, self._taken, greeting=_greeting(machine))
+            number: Port(ports / machine.name, self._settled, greeting=_greeting(machine))
             for number, machine in enumerate(self.machines)
             if machine.group.via != "mqtt"
         }
         count = min(scenario.connections, len(self.machines) - len(self._ports))
-        self._publishers = [Publisher(broker, f"simulators-{number}", self._taken) for number in range(count)]
+        self._publishers = [Publisher(broker, f"simulators-{number}", self._settled) for number in range(count)]
 
     def run(self, stop: threading.Event, seconds: float = math.inf) -> None:
         """Send until `stop` is set, or for so many seconds; then wait until what was sent is acknowledged."""
@@ -208,7 +208,7 @@ class Fleet:
     def _send(self, message: Message) -> None:
         series = self._series[message.machine]
         rows = [(series[channel], value) for channel, value in message.samples]
-        token: Token = (message.time_ns, [] if message.spoiled else rows)
+        token: Token = (message.time_ns, rows, message.spoiled)
         sent_ns = time.time_ns()
         port = self._ports.get(message.machine)
         if port is not None and not port.write(message.payload, token):
@@ -222,10 +222,13 @@ class Fleet:
             self._publishers[message.machine % len(self._publishers)].publish(message.topic, message.payload, token)
         self.sent += 1
 
-    def _taken(self, token: Token) -> None:
-        time_ns, rows = token
+    def _settled(self, token: Token, heard: bool = True) -> None:
+        time_ns, rows, is_spoiled = token
+        if heard and is_spoiled:
+            return
+        event = Event.TAKEN if heard else Event.UNHEARD
         for number, value in rows:
-            self.recorder.write(Event.TAKEN, number, time_ns, value)
+            self.recorder.write(event, number, time_ns, value)
 
     def _poll(self) -> None:
         for publisher in self._publishers:

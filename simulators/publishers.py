@@ -23,16 +23,16 @@ NOBODY_SUBSCRIBED = 0x10
 
 
 class Publisher:
-    """One connection. All methods are for one thread; `on_taken` is called from `poll` alone."""
+    """One connection. All methods are for one thread; `on_settled` is called from `poll` alone."""
 
-    def __init__(self, url: str, client_id: str, on_taken: Callable[[Any], None]) -> None:
-        """`on_taken(token)`: the broker has acknowledged the message, and somebody is subscribed to it."""
+    def __init__(self, url: str, client_id: str, on_settled: Callable[[Any, bool], None]) -> None:
+        """`on_settled(token, heard)`: the broker has acknowledged the message; `heard` if anybody is
+        subscribed to it: if not, the broker has thrown it away.
+        """
         address = urllib.parse.urlsplit(url)
-        self._on_taken = on_taken
+        self._on_settled = on_settled
         self._tokens: dict[int, Any] = {}
         self._acknowledged: deque[tuple[int, int]] = deque()
-        self.unheard = 0
-        """Messages that the broker acknowledged and gave to nobody."""
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, reconnect_on_failure=True
         )
@@ -63,14 +63,12 @@ class Publisher:
         self._tokens[self._client.publish(topic, payload, qos=1).mid] = token
 
     def poll(self) -> None:
-        """To be called often: reports what the broker has taken."""
+        """To be called often: reports what the broker has acknowledged."""
         while self._acknowledged:
             packet_id, reason = self._acknowledged.popleft()
-            token = self._tokens.pop(packet_id, None)
-            if reason == NOBODY_SUBSCRIBED:
-                self.unheard += 1
-            elif reason < 0x80:
-                self._on_taken(token)
+            token = self._tokens.pop(packet_id)
+            if reason < 0x80:  # what the broker refuses was never taken: it stays in the record as sent alone
+                self._on_settled(token, reason != NOBODY_SUBSCRIBED)
 
     def close(self) -> None:
         """Disconnect; what is unacknowledged is forgotten."""

@@ -48,6 +48,9 @@ class Event(enum.IntEnum):
     """The sensor broker acknowledged it (PUBACK 0), or, on a serial line, the cable held until it was read."""
     SPOILED = 3
     """It left the device broken: it must be rejected."""
+    UNHEARD = 4
+    """Nobody was subscribed, so that the broker threw it away. It may have got through all the same, if it was
+    sent before to a broker that was killed before it answered."""
 
 
 class RecordedSeries(msgspec.Struct, frozen=True):
@@ -104,8 +107,11 @@ class SeriesRecord:
     sent_ns: Int64s
     value: Floats
     taken: NDArray[np.bool_]
+    """Acknowledged: these must be in the sink."""
+    unheard: NDArray[np.bool_]
+    """Thrown away by the broker: as if they had not been sent."""
     spoiled: int
-    """How many broken samples it sent; they are in no column."""
+    """How many broken samples it sent, and somebody heard; they are in no column."""
     payload_bytes: int
     """Of all its messages, broken ones too."""
 
@@ -137,15 +143,18 @@ class RecordReader:
 
 
 def _series_record(series: RecordedSeries, events: Events) -> SeriesRecord:
+    def times_of(event: Event) -> Int64s:
+        return np.asarray(events["time_ns"][events["event"] == event], np.int64)
+
     sent = events[events["event"] == Event.SENT]
     sent = sent[np.argsort(sent["time_ns"], kind="stable")]
-    taken_ns = events["time_ns"][events["event"] == Event.TAKEN]
     return SeriesRecord(
         series=series,
         time_ns=sent["time_ns"],
         sent_ns=sent["sent_ns"],
         value=sent["value"],
-        taken=np.isin(sent["time_ns"], taken_ns),
-        spoiled=int((events["event"] == Event.SPOILED).sum()),
+        taken=np.isin(sent["time_ns"], times_of(Event.TAKEN)),
+        unheard=np.isin(sent["time_ns"], times_of(Event.UNHEARD)),
+        spoiled=len(np.setdiff1d(times_of(Event.SPOILED), times_of(Event.UNHEARD))),
         payload_bytes=int(events["payload_bytes"].sum()),
     )

@@ -150,6 +150,16 @@ def score(
     )
 
 
+def is_settled(records: Sequence[SeriesRecord], sink: StoredSink) -> bool:
+    """Whether the sink has heard of all that was sent: the samples, and the rejection of the broken ones."""
+    stored = sink.series()
+    nothing = _no_series()
+    if any(series_score(record, stored.get(key_of(record), nothing)).lost for record in records):
+        return False
+    _, rejected, _ = _accounts(sink.ledger(), {record.series.device for record in records})
+    return sum(rejected.values()) >= sum(record.spoiled for record in records)
+
+
 def key_of(record: SeriesRecord) -> SeriesKey:
     return record.series.device, record.series.channel
 
@@ -168,7 +178,7 @@ def series_score(record: SeriesRecord, stored: StoredSeries) -> SeriesScore:
     taken_outside = np.setdiff1d(outside_ns, times_ns[~record.taken])
     raw_outside = stored.raw_ns[~_inside(stored.raw_ns, starts_ns, ends_ns)]
     return SeriesScore(
-        produced=len(times_ns),
+        produced=len(times_ns) - int(record.unheard.sum()),
         stored=int(count.sum() + filled.sum()) + len(raw_outside),
         lost=int(np.maximum(0, taken - count - filled).sum()) + len(np.setdiff1d(taken_outside, raw_outside)),
         doubled=int(np.maximum(0, count - sent).sum()) + len(np.setdiff1d(raw_outside, outside_ns)),

@@ -65,6 +65,9 @@ class StoredAlarm(msgspec.Struct, frozen=True):
 class StoredSink(Protocol):
     """All methods raise SinkUnreadable."""
 
+    def holds_samples(self) -> bool:
+        """Whether any sample of a device has arrived, in whatever form."""
+
     def series(self) -> dict[SeriesKey, StoredSeries]: ...
 
     def alarms(self) -> list[StoredAlarm]: ...
@@ -83,13 +86,17 @@ class _Point(msgspec.Struct):
 class SqliteStored:
     """The file of an SQLite sink. It may not be there yet, and is empty then."""
 
+    _OF_SAMPLES = f"measurement NOT IN ({','.join(map(repr, NOT_SUMMARIES))})"
+
     def __init__(self, path: Path, gateway: str) -> None:
         self._path = path
         self._gateway = gateway
 
+    def holds_samples(self) -> bool:
+        return any(True for _ in self._points(self._OF_SAMPLES, "LIMIT 1"))
+
     def series(self) -> dict[SeriesKey, StoredSeries]:
-        names = ",".join(f"'{name}'" for name in NOT_SUMMARIES)
-        return _gathered(self._points(f"measurement NOT IN ({names})"))
+        return _gathered(self._points(self._OF_SAMPLES))
 
     def alarms(self) -> list[StoredAlarm]:
         return [_alarm(point) for point in self._points("measurement = 'alarm'")]
@@ -97,10 +104,11 @@ class SqliteStored:
     def ledger(self) -> dict[SeriesKey, dict[str, float]]:
         return _last_accounts(self._points("measurement = 'ledger'"))
 
-    def _points(self, where: str) -> Iterator[_Point]:
+    def _points(self, where: str, limit: str = "") -> Iterator[_Point]:
         if not self._path.exists():
             return
-        query = f"SELECT measurement, tags, time_ns, fields FROM points WHERE {where} AND gateway = ? ORDER BY time_ns"
+        columns = "measurement, tags, time_ns, fields"
+        query = f"SELECT {columns} FROM points WHERE {where} AND gateway = ? ORDER BY time_ns {limit}"
         try:
             with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=TIMEOUT_S)) as database:
                 rows = database.execute(query, (self._gateway,)).fetchall()
@@ -122,13 +130,11 @@ class InfluxStored:
         self._token = token
         self._gateway = gateway
 
+    def holds_samples(self) -> bool:
+        return any(True for measurement in self._of_samples() for _ in self._points(measurement, "LIMIT 1"))
+
     def series(self) -> dict[SeriesKey, StoredSeries]:
-        points: list[_Point] = []
-        for answer in self._query("SHOW MEASUREMENTS"):
-            for (measurement,) in answer["values"]:
-                if measurement not in NOT_SUMMARIES:
-                    points += self._points(measurement)
-        return _gathered(iter(points))
+        return _gathered(point for measurement in self._of_samples() for point in self._points(measurement))
 
     def alarms(self) -> list[StoredAlarm]:
         return [_alarm(point) for point in self._points("alarm")]
@@ -136,10 +142,15 @@ class InfluxStored:
     def ledger(self) -> dict[SeriesKey, dict[str, float]]:
         return _last_accounts(self._points("ledger"))
 
-    def _points(self, measurement: str) -> Iterator[_Point]:
+    def _of_samples(self) -> list[str]:
+        """Measurements that hold samples: all but Forebay's own."""
+        names = [name for answer in self._query("SHOW MEASUREMENTS") for (name,) in answer["values"]]
+        return [name for name in names if name not in NOT_SUMMARIES]
+
+    def _points(self, measurement: str, limit: str = "") -> Iterator[_Point]:
         name = measurement.replace("\\", "\\\\").replace('"', '\\"')
         gateway = self._gateway.replace("\\", "\\\\").replace("'", "\\'")
-        for series in self._query(f"SELECT * FROM \"{name}\" WHERE gateway = '{gateway}' GROUP BY *"):
+        for series in self._query(f"SELECT * FROM \"{name}\" WHERE gateway = '{gateway}' GROUP BY * {limit}"):
             columns = series["columns"][1:]
             for time_ns, *values in series["values"]:
                 fields = {column: value for column, value in zip(columns, values, strict=True) if value is not None}

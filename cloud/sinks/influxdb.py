@@ -46,18 +46,22 @@ class InfluxOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     org: str = ""
+    """2.x: the organization that has the bucket."""
     bucket: str = ""
+    """2.x: the bucket that the points go into; it must be there."""
     token_file: str = ""
     token_env: str = ""
     database: str = ""
+    """1.8: the database that the points go into."""
     user: str = ""
     password_file: str = ""
     password_env: str = ""
     timeout: Duration = Duration.parse("10 s")
+    """How long a write may take; then it is tried again, which changes nothing should it have succeeded."""
     ca_file: str = ""
     """Certificates to trust instead of the system's."""
     cert_file: str = ""
-    """The client's own certificate and its key, where the server asks for one."""
+    """Our own certificate, where the server asks for one."""
     key_file: str = ""
 
     def __post_init__(self) -> None:
@@ -110,7 +114,7 @@ class InfluxSink:
                 cert_file=self._options.cert_file or None,
                 cert_key_file=self._options.key_file or None,
             )
-            self._writes = WriteService(self._client.api_client)
+            self._writes = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
         if self._options.database:
             await self._make_database()
         else:

@@ -100,7 +100,7 @@ class JsonCodec:
             found: Any = self._tree(message) if single is None else single(message)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"not the JSON that is expected: {error}") from None
-        if single is None:
+        if single is None or type(found) is list:
             self._from_tree(found, rows)
             return
         time_ns = 0
@@ -226,7 +226,7 @@ def _find(tree: object, path: str) -> object:
 def _single_decoder(options: JsonOptions) -> Callable[[bytes], Any] | None:
     """A decoder for one value at the top level, or None where the message must be read as a tree.
 
-    It gives the bare scalar, or a struct with `value` (UNSET where it is missing) and perhaps `time`.
+    It gives a bare scalar, an array of records, or a struct with `value` (UNSET where it is missing) and perhaps `time`.
     """
     if not _PLAIN_KEY.fullmatch(options.value) or options.channel or options.records:
         return None
@@ -238,4 +238,4 @@ def _single_decoder(options: JsonOptions) -> Callable[[bytes], Any] | None:
         names["time"] = options.time
         fields.append(("time", int | float | str | None, None))
     message = msgspec.defstruct("Single", fields, rename=names, gc=False)
-    return msgspec.json.Decoder(message | float | bool | str | None).decode
+    return msgspec.json.Decoder(message | list[Any] | float | bool | str | None).decode

@@ -30,7 +30,7 @@ Parser: TypeAlias = Callable[[float | str], int]
 _NS_PER: Final = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _MAX_NS: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_ISO = re.compile(r"\d{4}-?\d\d-?\d\d[T ]\d\d:?\d\d(?::?\d\d(?:[.,](\d{1,12}))?)?(?:Z|[+-]\d\d(?::?\d\d)?)?")
+_ISO = re.compile(r"\d{4}-?\d\d-?\d\d[T ]\d\d:?\d\d(?::?\d\d(?:[.,](\d{1,12}))?)?(?:Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
 
 
 def parser(form: TimeFormat) -> Parser:

@@ -156,9 +156,9 @@ def _pack_raw(samples: SampleBatch, table: Table) -> pb.Raw:
     return pb.Raw(
         rows=len(samples),
         series_rows=series_rows,
-        time=pack_times(samples.time_ns[order], groups),
-        value=pack_decimals(_finite(samples.value[order]), groups),
-        quality=pack_ints(samples.quality[order].astype(np.int64)),
+        time=pack_times(samples.time_ns.take(order), groups),
+        value=pack_decimals(_finite(samples.value.take(order)), groups),
+        quality=pack_ints(samples.quality.take(order).astype(np.int64)) if samples.quality.any() else b"",
     )
 
 

@@ -76,7 +76,7 @@ class BulkClient(Client):
         self.failure: ForebayError | None = None
         """Why the link ends, where more is known than paho's code says."""
         self.socket_error: OSError | None = None
-        """What reading the socket failed with; None after the broker closed it."""
+        """What the socket failed with; None after the broker closed it."""
         self._cutter = PacketCutter(version5=version5, max_packet_bytes=max_packet_bytes)
         self._on_batch = on_batch
         self._on_confirmed = on_confirmed
@@ -218,10 +218,27 @@ class BulkClient(Client):
     # --- writing ---
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
-        sent = super()._sock_send(buf)
+        try:
+            sent = super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.socket_error = self._tls_alert() or error
+            raise
         self.bytes_out += sent
         self._last_msg_out = time.monotonic()  # paho forgets to, and would ping a busy link
         return sent
+
+    def _tls_alert(self) -> ssl.SSLError | None:
+        """Why a broker ended TLS, which lies unread behind a failed write (TLS 1.3 refuses certificates so)."""
+        if isinstance(self._sock, ssl.SSLSocket):
+            try:
+                self._sock_recv(1)
+            except ssl.SSLError as alert:
+                return alert
+            except OSError:
+                return None
+        return None
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
         """Queue PUBACKs as one write, in the order given."""

@@ -88,6 +88,8 @@ async def dial(broker: BrokerAddress, context: ssl.SSLContext | None, timeout_s:
             failure = Unreachable(
                 f"{broker} does not answer within {timeout_s:g} s: check the address, the network and the firewalls"
             )
+        except ForebayError as error:
+            failure = error
         except ConnectionRefusedError:
             failure = Unreachable(f"{broker} refuses the connection: does the broker run, and listen on that port?")
         except ssl.SSLError as error:
@@ -111,7 +113,10 @@ async def _connect(
         await loop.sock_connect(sock, address)  # type: ignore[arg-type]
         if context is not None:
             sock = context.wrap_socket(sock, server_hostname=broker.host, do_handshake_on_connect=False)
-            await _handshake(loop, sock)
+            try:
+                await _handshake(loop, sock)
+            except ConnectionError:
+                raise _no_tls(broker) from None
     except BaseException:
         sock.close()
         raise
@@ -158,8 +163,12 @@ def tls_failure(broker: BrokerAddress, error: ssl.SSLError) -> ForebayError:
             f"{broker} refuses our certificate ({reason}): check cert_file, key_file, and the CAs that it trusts"
         )
     if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"):
-        return Unreachable(f"{broker} does not speak TLS: use its TLS port (8883 as a rule), or mqtt:// without TLS")
+        return _no_tls(broker)
     return Unreachable(f"TLS with {broker} fails ({reason or _short(error)})")
+
+
+def _no_tls(broker: BrokerAddress) -> Unreachable:
+    return Unreachable(f"{broker} does not speak TLS: use its TLS port (8883 as a rule), or mqtt:// without TLS")
 
 
 def _short(error: Exception) -> str:

@@ -61,6 +61,11 @@ GATHER_BYTES: Final = 64 * 1024
 """A read that brought this much is followed by the next without waiting."""
 
 
+CLONE_SUSPECTED_AFTER: Final = 3
+SHORT_LINK_S: Final = 60.0
+"""mosquitto 2.0.11 closes the older of two clients with one id without a word (no DISCONNECT 0x8E): so many
+short links that end so are told as a suspicion."""
+
 MQTT_MAX_BYTES: Final = 268_435_455 + 5
 _PUBLISH_OVERHEAD_BYTES: Final = 5 + 2 + 2 + 1 + 3  # fixed header, topic's length, id, properties, correlation's
 
@@ -136,6 +141,8 @@ class Session:
         self._loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Future[ForebayError]
         self._sock: socket.socket | None = None
+        self._silent_closings = 0
+        """Short links in a row that ended without DISCONNECT or an error of the socket."""
         self._accepted_at_s = float("inf")
         self._broker_max_bytes = MQTT_MAX_BYTES
         self._read_at_s = 0.0
@@ -149,6 +156,11 @@ class Session:
     def connection(self) -> int:
         """Number of the connection, from 1; 0 before the first."""
         return self._client.connection
+
+    @property
+    def broker_max_packet_bytes(self) -> int:
+        """The largest packet that the broker takes, as it said when it last accepted us (MQTT 5)."""
+        return self._broker_max_bytes
 
     @property
     def bytes_in(self) -> int:
@@ -242,6 +254,7 @@ class Session:
                 context = tls_context(options.ca_file, options.cert_file, options.key_file)
             sock = await dial(self._address, context, CONNECT_TIMEOUT_S)
         except ForebayError as error:
+            self._silent_closings = 0
             self._report(error)
             return error, 0.0
         client = self._client
@@ -348,16 +361,29 @@ class Session:
         error = self._client.socket_error
         if isinstance(error, ssl.SSLError):
             return tls_failure(self._address, error)
+        if not was_connected:
+            maybe = (
+                "it may want a client certificate (cert_file, key_file)" if self._address.tls else "it may expect TLS"
+            )
+            return Unreachable(
+                f"{self._where} closed the connection before it answered: {maybe}, another version of MQTT than "
+                f"{self._options.protocol}, or not be a broker"
+            )
         if error is not None:
             return LinkLost(f"the connection to {self._where} was lost ({error.strerror or error})")
         if reason == "Keep alive timeout":
             return LinkLost(f"{self._where} did not answer a ping within {self._client.keepalive} s")
-        if was_connected:
-            return LinkLost(f"the connection to {self._where} was closed by it, or by the network")
-        return Unreachable(
-            f"{self._where} closed the connection before it answered: it may expect TLS there (mqtts://), another "
-            f"version of MQTT than {self._options.protocol}, or not be a broker"
-        )
+        return self._closed_without_a_word()
+
+    def _closed_without_a_word(self) -> LinkLost:
+        lasted_s = self._loop.time() - self._accepted_at_s
+        self._silent_closings = self._silent_closings + 1 if lasted_s < SHORT_LINK_S else 1
+        sentence = f"the connection to {self._where} was closed by it, or by the network"
+        if self._silent_closings >= CLONE_SUSPECTED_AFTER:
+            sentence += (
+                f", again and again: does another gateway or program connect as {self._options.client_id!r} (a clone)?"
+            )
+        return LinkLost(sentence)
 
     def _confirmed(self, count: int) -> None:
         assert self._on_confirmed is not None

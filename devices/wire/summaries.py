@@ -30,6 +30,7 @@ from devices.wire import telemetry_pb2 as pb
 from devices.wire.columns import (
     FLOAT,
     Groups,
+    expect_sorted,
     from_decimals,
     largest_unit,
     pack_decimals,
@@ -136,8 +137,7 @@ def unpack_summaries(message: pb.Summaries, table: Table, limits: FrameLimits) -
     time_ns = unpack_times(message.time, groups) + supplement
     rows["series"] = groups.spread(of_group)
     rows["time_ns"] = time_ns
-    if np.any((time_ns[1:] < time_ns[:-1]) & groups.rest()[1:]):
-        raise FrameError("time: not sorted within a series", "malformed")
+    expect_sorted(time_ns, groups)
     rows["span_ns"] = _unpack_spans(message, n)
     rows["count"] = unpack_ints(message.count, n, "count")
     if int(rows["count"].min()) <= 0:
@@ -167,7 +167,7 @@ def _unpack_values(message: pb.Summaries, rows: Rows, groups: Groups, kinds: Int
     low_i[exact] -= unpack_ints(message.below, n, "below")
     high_i[exact] += unpack_ints(message.above, n, "above")
     first_i[exact] = low_i[exact] + unpack_ints(message.first, n, "first")
-    others = np.stack([from_decimals(ints, exponents, groups) for ints in (low_i, high_i, first_i, last_i)])
+    others = from_decimals(np.stack([low_i, high_i, first_i, last_i]), exponents, groups)
     low, high, first, mean = others
     floats = many & ~exact
     low[floats], high[floats], first[floats] = np.split(

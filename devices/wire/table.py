@@ -79,12 +79,13 @@ def pack_table(series: Sequence[WireSeries]) -> tuple[pb.Table, Table]:
         quantity=pack_texts([quantity for _, quantity, *_ in shapes]),
         unit=pack_texts([unit for _, _, unit, *_ in shapes]),
         kind=pack_ints(kinds),
-        mapped=pack_ints(np.array([len(pairs) for *_, pairs in shapes], dtype=np.int64)),
-        text=pack_texts([text for text, _ in texts]),
-        text_value=pack_floats(np.array([value for _, value in texts], dtype=np.float64)),
         series_device=pack_differences(np.array(device, dtype=np.int64)),
         series_shape=pack_ints(series_shape),
     )
+    if texts:
+        message.mapped = pack_ints(np.array([len(pairs) for *_, pairs in shapes], dtype=np.int64))
+        message.text.CopyFrom(pack_texts([text for text, _ in texts]))
+        message.text_value = pack_floats(np.array([value for _, value in texts], dtype=np.float64))
     return message, Table(series_shape, kinds[series_shape])
 
 
@@ -149,16 +150,16 @@ def arrange(series: Int32s, time_ns: Int64s, table: Table) -> tuple[Int64s, Grou
     Returns the rows' order int64[n], their groups, the series of each group int64[g], and the column
     `series_rows`. ValueError if a row names a series that the table does not have.
     """
-    if len(series) and not 0 <= int(series.min()) <= int(series.max()) < len(table):
-        raise ValueError(f"rows name series {series.min()} to {series.max()}; the frame's table has {len(table)}")
+    counts = np.bincount(series, minlength=len(table))  # itself a ValueError below 0
+    if len(counts) > len(table):
+        raise ValueError(f"rows name series up to {len(counts) - 1}; the frame's table has {len(table)}")
     place = np.empty(len(table), dtype=np.uint16 if len(table) <= 1 << 16 else np.int64)  # 16 bits: a radix sort
     place[table.order] = np.arange(len(table))
-    key = place[series]
+    key = place.take(series)
     order = np.argsort(key, kind="stable")
-    sorted_key, sorted_time = key[order], time_ns[order]
+    sorted_key, sorted_time = key.take(order), time_ns.take(order)
     if np.any((sorted_time[1:] < sorted_time[:-1]) & (sorted_key[1:] == sorted_key[:-1])):
         order = np.lexsort((time_ns, key))
-    counts = np.bincount(series, minlength=len(table))
     of_group = table.order[counts[table.order] > 0]
     return order, Groups(counts[of_group]), of_group, pack_ints(counts)
 

@@ -119,7 +119,7 @@ def signature(results: int, arguments: Sequence[Any]) -> Any:
         if argument is int:
             return int64
         dtype, axes = argument if isinstance(argument, tuple) else (argument, 1)
-        return types.Array(from_dtype(np.dtype(dtype)), axes, "C")  # type: ignore[no-untyped-call]
+        return types.Array(from_dtype(np.dtype(dtype)), axes, "C")
 
     result = int64 if results == 1 else types.UniTuple(int64, results)  # type: ignore[no-untyped-call]
     return result(*(typed(argument) for argument in arguments))

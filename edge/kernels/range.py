@@ -8,6 +8,7 @@ in units of that limit (of 1, where it is 0), so that a deadband of 0.1 asks for
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -55,7 +56,7 @@ class RangeFilter:
         [("low", np.float64), ("high", np.float64), ("per_unit", np.float64)], align=True
     )
     memoryless: ClassVar[bool] = True
-    step = staticmethod(step)
+    step: ClassVar[Callable[..., Any]] = staticmethod(step)
 
     @staticmethod
     def params_of(options: RangeOptions, spec: SeriesSpec) -> tuple[Any, ...]:

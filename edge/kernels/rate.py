@@ -5,6 +5,7 @@ score = |value - last| / (max_per_s * seconds between them). The expected band i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -47,7 +48,7 @@ class RateFilter:
     )
     params: ClassVar[np.dtype[Any]] = np.dtype([("max_per_ns", np.float64)], align=True)
     memoryless: ClassVar[bool] = False
-    step = staticmethod(step)
+    step: ClassVar[Callable[..., Any]] = staticmethod(step)
 
     @staticmethod
     def params_of(options: RateOptions, spec: SeriesSpec) -> tuple[Any, ...]:

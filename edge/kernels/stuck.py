@@ -6,6 +6,7 @@ apart proves nothing, so at least MIN_SAMPLES equal ones must have come.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -54,7 +55,7 @@ class StuckFilter:
     )
     params: ClassVar[np.dtype[Any]] = np.dtype([("after_ns", np.float64), ("tolerance", np.float64)], align=True)
     memoryless: ClassVar[bool] = False
-    step = staticmethod(step)
+    step: ClassVar[Callable[..., Any]] = staticmethod(step)
 
     @staticmethod
     def params_of(options: StuckOptions, spec: SeriesSpec) -> tuple[Any, ...]:

@@ -4,6 +4,10 @@ With r = value - mean, the score is |r| / B and the expected band mean +- B, whe
 
     B = max(threshold * deviation, PEAK_MARGIN * peak)
 
+and, for a machine that was seen to jump (JUMP_MARGIN * peak > threshold * deviation, within the last 0.7 `memory_s`), B
+on either side reaches at least threshold * deviation beyond the lowest and the highest normal value: where such a machine
+has been before is normal.
+
 - mean and deviation are exponentially weighted with the time constant `tau_s`: a sample that comes dt after
   the one before weighs w = 1 - exp(-dt / tau), at most 1/MIN_MEMORY (so that a slow series keeps
   a memory of some samples), at least 1/n (so that the first n samples are averaged evenly).
@@ -13,16 +17,19 @@ With r = value - mean, the score is |r| / B and the expected band mean +- B, whe
 - Influence is bounded (Huber, "Robust Estimation of a Location Parameter", 1964): |r| counts as at most CLIP
   deviations, and an abnormal sample weighs a quarter. So a fault does not soon pass for normal: a level
   20 deviations off is learnt after 2 time constants, one 100 off after 5.
-- peak is the largest |r| of normal samples (of all while warming up), and fades with `memory_s`: load steps that
-  are part of a machine's day do not alarm again and again.
+- peak is the largest |r| of samples within threshold * deviation (of all while warming up). It, the lowest and the
+  highest fade towards the mean with `memory_s`. So load steps that are part of a machine's day do not alarm again
+  and again, and a signal without them keeps its full sensitivity.
 
-Nothing is abnormal during the warm-up (`warm_up_s` and `warm_up_samples`, both), nor while the value was never
+Nothing is abnormal during the warm-up (`warm_up_s` and `warm_up_samples`, both; in the latter influence is not
+bounded), nor while the value was never
 seen to move: without a deviation there is no measure (that is what `stuck` and `range` are for).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -42,6 +49,8 @@ FROM_CLIPPED = 1 / (math.sqrt(2 / math.pi) * (1 - math.exp(-CLIP * CLIP / 2)) + 
 """Standard deviation / mean of min(|r|, CLIP standard deviations), of Gaussian noise."""
 ABNORMAL_WEIGHT = 0.25
 PEAK_MARGIN = 1.5
+JUMP_MARGIN = 1.25
+"""Gaussian noise passes 8 / 1.25 deviations once in 6e9 samples."""
 RESIDUAL_MAX = 1e308
 """Differences of huge values are clipped here, which keeps the state finite."""
 
@@ -76,7 +85,7 @@ def step(state: Any, params: Any, time_ns: int, value: float) -> tuple[float, fl
     if state.seen == 0:
         state.seen = 1
         state.start_ns = state.time_ns = time_ns
-        state.mean = state.last = value
+        state.mean = state.last = state.lowest = state.highest = value
         state.step = params.resolution if params.resolution > 0.0 else np.inf
         return 0.0, np.nan, np.nan
 
@@ -94,10 +103,12 @@ def step(state: Any, params: Any, time_ns: int, value: float) -> tuple[float, fl
 
     residual = min(max(value - state.mean, -RESIDUAL_MAX), RESIDUAL_MAX)
     size = abs(residual)
-    if state.seen <= params.warm_up_samples or time_ns - state.start_ns < params.warm_up_ns:
+    if state.seen <= params.warm_up_samples:
         state.mean += weight * residual
         state.deviation += weight * (FROM_MEAN_ABS * size - state.deviation)
         state.peak = max(state.peak, size)
+        state.lowest = min(state.lowest, value)
+        state.highest = max(state.highest, value)
         return 0.0, np.nan, np.nan
     if state.step == np.inf:
         return 0.0, np.nan, np.nan
@@ -105,17 +116,33 @@ def step(state: Any, params: Any, time_ns: int, value: float) -> tuple[float, fl
     mean = state.mean
     deviation = max(state.deviation, max(0.5 * state.step, params.floor_relative * abs(mean)))
     usual = params.threshold * deviation
-    band = max(usual, PEAK_MARGIN * state.peak)
-    score = min(size / band, SCORE_MAX)
-    if score >= 1.0:
-        weight *= ABNORMAL_WEIGHT
-    state.peak *= 1.0 - min(1.0, x * params.fading)
-    if size <= usual:
+    below = above = max(usual, PEAK_MARGIN * state.peak)
+    if JUMP_MARGIN * state.peak > usual:
+        state.jumps = 1.0
+    if state.jumps > 0.5:
+        below = max(below, min(mean - state.lowest, RESIDUAL_MAX) + usual)
+        above = max(above, min(state.highest - mean, RESIDUAL_MAX) + usual)
+    score = min(size / (above if residual > 0.0 else below), SCORE_MAX)
+
+    learning = time_ns - state.start_ns < params.warm_up_ns
+    fading = min(1.0, x * params.fading)
+    state.peak *= 1.0 - fading
+    state.jumps *= 1.0 - fading
+    state.lowest += fading * (mean - state.lowest)
+    state.highest += fading * (mean - state.highest)
+    if size <= usual or learning:
         state.peak = max(state.peak, size)
+    if score < 1.0 or learning:
+        state.lowest = min(state.lowest, value)
+        state.highest = max(state.highest, value)
+    else:
+        weight *= ABNORMAL_WEIGHT
     counted = min(size, CLIP * deviation)
     state.mean += math.copysign(weight * counted, residual)
     state.deviation += weight * (FROM_CLIPPED * counted - state.deviation)
-    return score, mean - band, mean + band
+    if learning:
+        return 0.0, np.nan, np.nan
+    return score, mean - below, mean + above
 
 
 class ZscoreFilter:
@@ -131,6 +158,9 @@ class ZscoreFilter:
             ("mean", np.float64),
             ("deviation", np.float64),
             ("peak", np.float64),
+            ("jumps", np.float64),  # 1 when it last jumped; fades
+            ("lowest", np.float64),
+            ("highest", np.float64),
             ("step", np.float64),  # smallest movement seen; inf: none
             ("last", np.float64),
         ],
@@ -149,7 +179,7 @@ class ZscoreFilter:
         align=True,
     )
     memoryless: ClassVar[bool] = False
-    step = staticmethod(step)
+    step: ClassVar[Callable[..., Any]] = staticmethod(step)
 
     @staticmethod
     def params_of(options: ZscoreOptions, spec: SeriesSpec) -> tuple[Any, ...]:

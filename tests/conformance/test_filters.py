@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from devices.model import SECOND_NS, SampleBatch, SeriesSpec
 from devices.profiles import installed, load
 from edge.filters import Filters
-from edge.kernels import SCORE_MAX, Filter, detect
+from edge.kernels import SCORE_MAX, Filter, detect, dispatcher
 
 pytestmark = pytest.mark.parametrize("name", installed("filters"))
 
+thorough = settings(deadline=None, max_examples=40)
+SAMPLES = 80
 START_NS = 1_700_000_000 * SECOND_NS
 
 levels = st.floats(-100, 100)
 extremes = st.sampled_from([0.0, -0.0, 5e-324, 1e-300, 1e300, -1e300, 1.7976931348623157e308, -1.7976931348623157e308])
-values = st.lists(levels | levels | levels | extremes, min_size=1, max_size=120)
+values = st.lists(levels | levels | levels | extremes, min_size=1, max_size=SAMPLES)
 steps_ns = st.sampled_from([1, 1_000_000, SECOND_NS, SECOND_NS, 600 * SECOND_NS])
 
 
@@ -53,7 +55,7 @@ def stream(numbers: list[float], gaps_ns: list[int], series: int = 0) -> SampleB
     )
 
 
-batches = st.builds(stream, values, st.lists(steps_ns, min_size=120, max_size=120))
+batches = st.builds(stream, values, st.lists(steps_ns, min_size=SAMPLES, max_size=SAMPLES))
 
 
 @functools.cache
@@ -86,7 +88,7 @@ def state(operator: Filters) -> dict[str, bytes]:
 def scorer(name: str) -> Callable[..., tuple[Any, Any, Any]]:
     """The filter's own step over a whole stream, from its first state."""
     filter_: type[Filter] = load("filters", name)
-    step = detect.dispatcher(filter_.step)
+    step = dispatcher(filter_.step)
 
     @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator,unused-ignore]
     def scores(state: Any, params: Any, time_ns: Any, value: Any) -> Any:
@@ -113,7 +115,7 @@ def test_it_refuses_options_that_it_does_not_know(name: str) -> None:
         msgspec.convert({**options_of(name), "no_such_key": 1}, load("filters", name).Options)
 
 
-@settings(deadline=None)
+@thorough
 @given(batch=batches)
 def test_a_score_is_a_number_and_the_band_is_in_order(name: str, batch: SampleBatch) -> None:
     (score, low, high), memory, _ = scorer(name)(batch)
@@ -124,7 +126,7 @@ def test_a_score_is_a_number_and_the_band_is_in_order(name: str, batch: SampleBa
         assert memory.tobytes() == bytes(memory.nbytes)
 
 
-@settings(deadline=None)
+@thorough
 @given(batch=batches)
 def test_what_is_abnormal_opens_an_alarm_with_its_evidence(name: str, batch: SampleBatch) -> None:
     score, low, high = scorer(name)(batch)[0]
@@ -140,7 +142,7 @@ def test_what_is_abnormal_opens_an_alarm_with_its_evidence(name: str, batch: Sam
     assert list(events["open"]) == [number % 2 == 0 for number in range(len(events))]
 
 
-@settings(deadline=None)
+@thorough
 @given(batch=batches, data=st.data())
 def test_how_the_stream_is_cut_changes_nothing(name: str, batch: SampleBatch, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=5)))
@@ -152,8 +154,8 @@ def test_how_the_stream_is_cut_changes_nothing(name: str, batch: SampleBatch, da
     assert state(cut) == expected_state
 
 
-@settings(deadline=None)
-@given(batch=batches, at=st.integers(0, 120), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
+@thorough
+@given(batch=batches, at=st.integers(0, SAMPLES), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_what_is_not_a_finite_number_changes_nothing(name: str, batch: SampleBatch, at: int, bad: float) -> None:
     clean = fresh(name)
     expected, expected_state = run(clean, batch), state(clean)
@@ -166,8 +168,8 @@ def test_what_is_not_a_finite_number_changes_nothing(name: str, batch: SampleBat
     assert state(disturbed) == expected_state
 
 
-@settings(deadline=None)
-@given(batch=batches, at=st.integers(0, 119))
+@thorough
+@given(batch=batches, at=st.integers(0, SAMPLES - 1))
 def test_a_sample_at_a_time_that_was_teaches_it_nothing(name: str, batch: SampleBatch, at: int) -> None:
     operator = fresh(name)
     run(operator, batch)
@@ -180,7 +182,7 @@ def test_a_sample_at_a_time_that_was_teaches_it_nothing(name: str, batch: Sample
             assert saved[own].tobytes() == before[key][own].tobytes()
 
 
-@settings(deadline=None)
+@thorough
 @given(batch=batches, other=batches)
 def test_series_do_not_touch_each_other(name: str, batch: SampleBatch, other: SampleBatch) -> None:
     expected = run(fresh(name, 2), batch)
@@ -191,8 +193,8 @@ def test_series_do_not_touch_each_other(name: str, batch: SampleBatch, other: Sa
     assert [event for event in events if event[0] == 0] == expected
 
 
-@settings(deadline=None)
-@given(batch=batches, at=st.integers(0, 120))
+@thorough
+@given(batch=batches, at=st.integers(0, SAMPLES))
 def test_a_restored_one_goes_on_as_if_nothing_had_happened(name: str, batch: SampleBatch, at: int) -> None:
     before, after = batch.take(np.arange(len(batch)) < at), batch.take(np.arange(len(batch)) >= at)
     straight = fresh(name)

@@ -21,7 +21,7 @@ MAX_AHEAD_NS = 60 * SECOND_NS
 class Oracle:
     """Design §3, sample by sample, with every accepted sample kept in one dict."""
 
-    horizon_ns: int
+    floor_ns: int
     accepted: dict[tuple[int, int], float] = field(default_factory=dict)
     last: dict[int, int] = field(default_factory=dict)
 
@@ -34,7 +34,7 @@ class Oracle:
             return time_ns, FUTURE
         elif resolution > 1 and time_ns <= last < time_ns + resolution - 1:
             time_ns = spread(time_ns, last, resolution)
-        if time_ns <= last and time_ns <= self.horizon_ns:
+        if time_ns <= last and time_ns <= self.floor_ns:
             return time_ns, BEHIND_JOURNAL
         if (series, time_ns) in self.accepted:
             return time_ns, DUPLICATE if self.accepted[series, time_ns] == value else CONFLICT
@@ -79,10 +79,10 @@ def run(
     now_ns: int,
     *,
     restart: bool = False,
-    horizon_ns: int = NEVER_NS,
+    floor_ns: int = NEVER_NS,
 ) -> tuple[list[int], list[int], Admission]:
     past = Past()
-    admission = new_admission(past, horizon_ns)
+    admission = new_admission(past)
     times: list[int] = []
     verdicts: list[int] = []
     for lo, hi in zip([0, *cuts], [*cuts, len(stream)], strict=True):
@@ -93,20 +93,19 @@ def run(
             np.array([v for _, _, v, _ in piece], np.float64),
             np.zeros(len(piece), np.uint8),
         )
-        verdict = admission.admit(batch, np.array([a for *_, a in piece], np.int64), now_ns)
+        verdict = admission.admit(batch, np.array([a for *_, a in piece], np.int64), now_ns, journal_floor_ns=floor_ns)
         past.add(batch, verdict)
         times += batch.time_ns.tolist()
         verdicts += verdict.tolist()
         if restart:
             state = admission.snapshot()
-            admission = new_admission(past, horizon_ns)
+            admission = new_admission(past)
             admission.restore(state)
     return times, verdicts, admission
 
 
-def new_admission(past: Past, horizon_ns: int = NEVER_NS) -> Admission:
+def new_admission(past: Past) -> Admission:
     admission = Admission(past)
-    admission.horizon_ns = horizon_ns
     for index, resolution in enumerate(RESOLUTIONS):
         admission.add_series(
             index,
@@ -119,16 +118,16 @@ def new_admission(past: Past, horizon_ns: int = NEVER_NS) -> Admission:
     stream=samples(),
     cuts=st.lists(st.integers(0, 40), max_size=6),
     restart=st.booleans(),
-    horizon_ns=st.sampled_from([NEVER_NS, BIRTH_NS - 1, BIRTH_NS]),
+    floor_ns=st.sampled_from([NEVER_NS, BIRTH_NS - 1, BIRTH_NS]),
 )
 def test_columns_decide_as_one_sample_at_a_time_does_for_any_cutting(
-    stream: list[tuple[int, int, float, int]], cuts: list[int], restart: bool, horizon_ns: int
+    stream: list[tuple[int, int, float, int]], cuts: list[int], restart: bool, floor_ns: int
 ) -> None:
     now_ns = BIRTH_NS + 20 * SECOND_NS
-    oracle = Oracle(horizon_ns)
+    oracle = Oracle(floor_ns)
     expected = [oracle.admit(s, t, v, a, now_ns) for s, t, v, a in stream]
     times, verdicts, admission = run(
-        stream, sorted(min(c, len(stream)) for c in cuts), now_ns, restart=restart, horizon_ns=horizon_ns
+        stream, sorted(min(c, len(stream)) for c in cuts), now_ns, restart=restart, floor_ns=floor_ns
     )
     assert list(zip(times, verdicts, strict=True)) == expected
     assert {s: int(t) for s, t in enumerate(admission.last_ns) if t != NEVER_NS} == oracle.last

@@ -1,0 +1,119 @@
+"""What the gateway says of itself: ledger, heartbeat and inventory, as frames, when they are due.
+
+They are cumulative or of the moment, so an older one that was never sent is worth nothing beside a newer:
+while one waits, no other is made, and a week without a link leaves one of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+
+import msgspec
+import numpy as np
+
+from devices.model import DROP_POLICIES, REJECT_REASONS, Int64s
+from devices.wire.frame import Account, Heartbeat, Inventory, InventoryDevice, Ledger
+from edge.custody import Usage
+from edge.operators import Operators
+from edge.seal import Sealed, Sealer
+from edge.uplink import Outbox
+
+SOFTWARE = f"forebay {version('forebay')}"
+
+
+class Reporter:
+    """Makes the frames that are due at a tick."""
+
+    def __init__(
+        self,
+        sealer: Sealer,
+        operators: Operators,
+        outbox: Outbox,
+        waiting: Callable[[], Int64s],
+        usage: Callable[[], Usage],
+        *,
+        heartbeat_ns: int,
+        ledger_ns: int,
+        config_digest: str,
+    ) -> None:
+        self._sealer = sealer
+        self._operators = operators
+        self._outbox = outbox
+        self._waiting = waiting
+        self._usage = usage
+        self._heartbeat_ns = heartbeat_ns
+        self._ledger_ns = ledger_ns
+        self._config_digest = config_digest
+        self._heartbeat_due_ns = 0
+        self._ledger_due_ns = 0
+        self._inventory_digest = ""
+
+    def due(self, now_ns: int, final: bool) -> list[Sealed]:
+        """Frames for this tick; `final`: the account before the end, whether or not it is due."""
+        frames = []
+        if now_ns >= self._heartbeat_due_ns:
+            self._heartbeat_due_ns = now_ns + self._heartbeat_ns
+            inventory = inventory_of(self._operators, self._config_digest)
+            digest = hashlib.sha256(msgspec.json.encode(inventory)).hexdigest()[:16]
+            if digest != self._inventory_digest:
+                self._inventory_digest = digest
+                frames.append(self._sealer.state(inventory, now_ns))
+            if not self._outbox.has_held("state"):
+                frames.append(self._sealer.state(self._heartbeat(now_ns), now_ns))
+        if final or (now_ns >= self._ledger_due_ns and not self._outbox.has_held("ledger")):
+            self._ledger_due_ns = now_ns + self._ledger_ns
+            frames.append(self._sealer.ledger(ledger_of(self._operators, self._waiting(), now_ns), now_ns))
+        return frames
+
+    def _heartbeat(self, now_ns: int) -> Heartbeat:
+        usage = self._usage()
+        oldest_ns = min((row.created_ns for row in self._outbox.held()), default=now_ns)
+        return Heartbeat(
+            time_ns=now_ns,
+            software=SOFTWARE,
+            inventory_digest=self._inventory_digest,
+            store_bytes=usage.used_bytes,
+            store_limit_bytes=usage.limit_bytes,
+            outbox_frames=len(self._outbox),
+            oldest_unsent_ms=(now_ns - oldest_ns) // 1_000_000,
+            open_alarms=self._operators.alarms.open_count(),
+        )
+
+
+def inventory_of(operators: Operators, config_digest: str) -> Inventory:
+    """The devices of the gateway with their channels and profiles."""
+    devices: dict[str, tuple[str, list[str]]] = {}
+    for spec in operators.specs:
+        if spec.channel:
+            devices.setdefault(spec.device, (spec.profile, []))[1].append(spec.channel)
+    return Inventory(SOFTWARE, config_digest, [InventoryDevice(name, *devices[name]) for name in sorted(devices)])
+
+
+def ledger_of(operators: Operators, waiting: Int64s, now_ns: int) -> Ledger:
+    """One account a device, and one for each series of which something was rejected or dropped."""
+    ledger, specs = operators.ledger, operators.specs
+    late = ledger.late[: len(specs)] + operators.windows.late_counts()
+    devices = sorted({spec.device for spec in specs})
+    place = {device: i for i, device in enumerate(devices)}
+    of_device = np.array([place[spec.device] for spec in specs], np.int64)
+
+    def account(device: str, channel: str, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Account:
+        rejected, dropped = ledger.rejected[rows].sum(axis=0), ledger.dropped[rows].sum(axis=0)
+        return Account(
+            device,
+            channel,
+            produced=int(ledger.produced[rows].sum()),
+            stored=int(ledger.stored[rows].sum()),
+            waiting=int(waiting[rows].sum()),
+            late=int(late[rows].sum()),
+            rejected={reason: int(n) for reason, n in zip(REJECT_REASONS, rejected, strict=True) if n},
+            dropped={policy: int(n) for policy, n in zip(DROP_POLICIES, dropped, strict=True) if n},
+        )
+
+    accounts = [account(device, "", np.flatnonzero(of_device == i)) for i, device in enumerate(devices)]
+    n = len(specs)
+    troubled = np.flatnonzero(ledger.rejected[:n].any(axis=1) | ledger.dropped[:n].any(axis=1))
+    accounts += [account(specs[i].device, specs[i].channel, np.array([i])) for i in troubled if specs[i].channel]
+    return Ledger(now_ns, accounts)

@@ -1,0 +1,200 @@
+"""What the daemon shows of itself: the state for the command line, and the metrics for Prometheus.
+
+Plain functions of the daemon's parts, called when somebody asks; nothing is computed otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from devices.model import DROP_POLICIES, REJECT_REASONS, Int64s
+from devices.wire.session import Session
+from edge import kernels
+from edge.config import EdgeConfig
+from edge.intake import Intake
+from edge.metrics import family
+from edge.operators import Operators
+from edge.pump import Pump
+from edge.report import SOFTWARE
+from edge.uplink import Uplink
+
+RATE_S = 1.0
+"""Rates are those of the last stretch of at least this long."""
+
+
+@dataclass(slots=True)
+class Rates:
+    """Per second, between two looks."""
+
+    at_s: float = 0.0
+    samples: int = 0
+    frames: int = 0
+    samples_per_s: float = 0.0
+    frames_per_s: float = 0.0
+
+    def look(self, now_s: float, samples: int, frames: int) -> None:
+        span_s = now_s - self.at_s
+        if span_s < RATE_S:
+            return
+        self.samples_per_s = (samples - self.samples) / span_s
+        self.frames_per_s = (frames - self.frames) / span_s
+        self.at_s, self.samples, self.frames = now_s, samples, frames
+
+
+class Views:
+    """The daemon's parts, looked at."""
+
+    def __init__(
+        self, config: EdgeConfig, operators: Operators, intake: Intake, pump: Pump, uplink: Uplink, session: Session
+    ) -> None:
+        self._config = config
+        self._operators = operators
+        self._intake = intake
+        self._pump = pump
+        self._uplink = uplink
+        self._session = session
+        self._started_s = time.monotonic()
+        self._rates = Rates(self._started_s)
+
+    def ready(self) -> str:
+        """ "" once samples can be taken in and committed."""
+        return self._pump.store_error or ("" if self._pump.commits else "nothing has been committed yet")
+
+    def status(self) -> dict[str, Any]:
+        """The state as JSON; docs/configuration.md does not bind it, `forebay-edge status` prints it."""
+        now_s = time.monotonic()
+        pump, uplink, session = self._pump, self._uplink, self._session
+        outbox = uplink.outbox
+        self._rates.look(now_s, pump.samples, uplink.frames_published)
+        usage = pump.committed.usage
+        held = outbox.held()
+        oldest_ns = min((row.created_ns for row in held), default=0)
+        return {
+            "gateway": self._config.gateway,
+            "software": SOFTWARE,
+            "kernels": kernels.backend,
+            "uptime_s": now_s - self._started_s,
+            "ready": not self.ready(),
+            "link": {
+                "connected": session.connected,
+                "error": session.error,
+                "nobody_listens": uplink.nobody_listens,
+                "bytes_in": session.bytes_in,
+                "bytes_out": session.bytes_out,
+            },
+            "sources": {name: self._source(name) for name in self._intake.sources},
+            "store": {
+                "bytes": usage.used_bytes,
+                "limit_bytes": usage.limit_bytes,
+                "journal_bytes": usage.journal_bytes,
+                "outbox_frames": len(outbox),
+                "outbox_bytes": outbox.size_bytes,
+                "slow_frames": len(outbox.slow()),
+                "when_full": self._config.store.when_full,
+                "blocked": pump.blocked,
+                "error": pump.store_error,
+            },
+            "ledger": self._ledger(),
+            "alarms": {"open": self._operators.alarms.open_count()},
+            "series": sum(1 for spec in self._operators.specs if spec.channel),
+            "rates": {"samples_per_s": self._rates.samples_per_s, "frames_per_s": self._rates.frames_per_s},
+            "lag_ms": (time.time_ns() - oldest_ns) / 1e6 if oldest_ns else 0.0,
+        }
+
+    def _source(self, name: str) -> dict[str, Any]:
+        source = self._intake.sources[name]
+        status = source.status
+        return {
+            "state": status.state,
+            "error": status.error or source.last_error,
+            "bytes_in": status.bytes_in,
+            "messages": status.messages,
+            "samples": source.samples,
+            "rejected": source.rejected,
+            "reconnects": status.reconnects,
+            "skipped": status.skipped,
+            "overruns": status.overruns,
+        }
+
+    def _ledger(self) -> dict[str, Any]:
+        ledger, n = self._operators.ledger, len(self._operators.specs)
+        waiting = self._pump.waiting()
+        return {
+            "produced": int(ledger.produced[:n].sum()),
+            "stored": int(ledger.stored[:n].sum()),
+            "waiting": int(waiting.sum()),
+            "rejected": _named(REJECT_REASONS, ledger.rejected[:n]),
+            "dropped": _named(DROP_POLICIES, ledger.dropped[:n]),
+            "late": int(ledger.late[:n].sum() + self._operators.windows.late_counts().sum()),
+            "imbalance": int(np.abs(ledger.imbalance(waiting)).sum()),
+        }
+
+    def metrics(self) -> str:
+        """All metrics as Prometheus text."""
+        status = self.status()
+        ledger, store, link = status["ledger"], status["store"], status["link"]
+        pump, uplink = self._pump, self._uplink
+        lines = [
+            *family("forebay_samples_produced_total", "counter", "Samples taken in", ledger["produced"]),
+            *family("forebay_samples_stored_total", "counter", "Samples with a receipt", ledger["stored"]),
+            *family("forebay_samples_waiting", "gauge", "Samples that await a receipt", ledger["waiting"]),
+            *family("forebay_samples_late_total", "counter", "Samples behind their window", ledger["late"]),
+            *family(
+                "forebay_samples_rejected_total",
+                "counter",
+                "Samples rejected, by reason",
+                [({"reason": reason}, count) for reason, count in ledger["rejected"].items()],
+            ),
+            *family(
+                "forebay_samples_dropped_total",
+                "counter",
+                "Samples dropped, by policy",
+                [({"policy": policy}, count) for policy, count in ledger["dropped"].items()],
+            ),
+            *family("forebay_ledger_imbalance_samples", "gauge", "Samples unaccounted for", ledger["imbalance"]),
+            *family("forebay_series", "gauge", "Series of this gateway", status["series"]),
+            *family("forebay_alarms_open", "gauge", "Alarms that are open", status["alarms"]["open"]),
+            *family("forebay_store_used_bytes", "gauge", "Bytes of the store in use", store["bytes"]),
+            *family("forebay_store_limit_bytes", "gauge", "Bytes that the store may hold", store["limit_bytes"]),
+            *family("forebay_journal_bytes", "gauge", "Bytes of raw samples kept", store["journal_bytes"]),
+            *family("forebay_outbox_frames", "gauge", "Frames that await a receipt", store["outbox_frames"]),
+            *family("forebay_outbox_bytes", "gauge", "Bytes of these frames", store["outbox_bytes"]),
+            *family("forebay_uplink_connected", "gauge", "1 while the broker is connected", int(link["connected"])),
+            *family("forebay_uplink_received_bytes_total", "counter", "Bytes read from the uplink", link["bytes_in"]),
+            *family("forebay_uplink_sent_bytes_total", "counter", "Bytes written to the uplink", link["bytes_out"]),
+            *family("forebay_frames_published_total", "counter", "Frames published", uplink.frames_published),
+            *family("forebay_frames_receipted_total", "counter", "Frames receipted", uplink.frames_receipted),
+            *family("forebay_commits_total", "counter", "Commits of the store", pump.commits),
+            *self._source_metrics(status["sources"]),
+            *pump.commit_seconds.lines("forebay_commit_seconds", "Duration of a commit"),
+            *pump.arrival_to_commit_seconds.lines(
+                "forebay_arrival_to_commit_seconds", "From the arrival of a batch's first sample to its commit"
+            ),
+            *pump.created_to_receipt_seconds.lines(
+                "forebay_frame_to_receipt_seconds", "From the making of a frame to its receipt"
+            ),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _source_metrics(self, sources: dict[str, dict[str, Any]]) -> list[str]:
+        def by_source(key: str) -> list[tuple[dict[str, str], float]]:
+            return [({"source": name}, source[key]) for name, source in sources.items()]
+
+        up = [({"source": name}, float(source["state"] == "open")) for name, source in sources.items()]
+        return [
+            *family("forebay_source_up", "gauge", "1 while the source is open", up),
+            *family("forebay_source_received_bytes_total", "counter", "Bytes read", by_source("bytes_in")),
+            *family("forebay_source_messages_total", "counter", "Messages read", by_source("messages")),
+            *family("forebay_source_reconnects_total", "counter", "Times it was opened again", by_source("reconnects")),
+            *family("forebay_source_skipped_polls_total", "counter", "Polls left out", by_source("skipped")),
+            *family("forebay_source_overrun_bytes_total", "counter", "Bytes lost by overrun", by_source("overruns")),
+        ]
+
+
+def _named(names: tuple[str, ...], counts: Any) -> dict[str, int]:
+    totals: Int64s = counts.sum(axis=0)
+    return {name: int(total) for name, total in zip(names, totals, strict=True) if total}

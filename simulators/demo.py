@@ -1,0 +1,287 @@
+"""START HERE for `./task demo`: every part as a process of its own, an outage, an orderly end, an account.
+
+    simulators ─▶ sensor broker ─▶ edge ─▶ uplink broker ─▶ ingester ─▶ sink
+                        serial ──────┘           ╳ killed, empty, back after 10 s
+
+The end, in order: the simulators stop and hear of their last messages; what the edge still holds reaches the
+sink; the account is read; edge, ingester, sink and brokers end by pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from simulators.faults import read_truth
+from simulators.live import Display, Vitals
+from simulators.parts import Service, SinkPart, edge_service, ingester_service, simulators_process, sink_part
+from simulators.processes import Process, ProcessError
+from simulators.records import RecordReader
+from simulators.scenario import Scenario, load_scenario
+from simulators.score import ProcessScore, Report, Seen, is_settled, score
+from simulators.servers import Broker
+from simulators.stored import SinkUnreadable, StoredSink
+
+TICK_S = 0.25
+ALARM_POLL_S = 0.025
+READY_TIMEOUT_S = 60.0
+FIRST_POINT_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = 45.0
+"""After the last sample: a window of 10 s, its lateness and idle close, a ledger, and room for a slow machine."""
+SIMULATORS_END_TIMEOUT_S = 20.0
+OUTAGE_S = 10.0
+OUTAGE_AT_S = 16.0
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run. `run` does it all."""
+
+    folder: Path
+    choice: str
+    """`sqlite`, `influxdb1`, `influxdb2` or a URL."""
+    seed: int
+    seconds: float | None
+    """None: until `stop` is set."""
+    display: Display
+    stop: threading.Event
+    scenario_name: str = "demo"
+    first_point_s: float | None = None
+    """From the first sample to the first point in the sink."""
+    cut: tuple[int, int] | None = None
+    """UTC of the start and end of the outage."""
+    _ready_s: dict[str, float] = field(default_factory=dict)
+    _cpu_at_start_s: dict[str, float] = field(default_factory=dict)
+    _rss_bytes: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> Report:
+        """Raises ForebayError where a part is missing or ends by itself."""
+        gateway = f"demo-{time.time_ns() // 1_000_000:x}"
+        scenario = load_scenario(self.scenario_name)
+        with contextlib.ExitStack() as parts:
+            sensors, uplink, sink = self._servers(parts, gateway)
+            return self._with_services(parts, gateway, scenario, sensors, uplink, sink)
+
+    def _servers(self, parts: contextlib.ExitStack, gateway: str) -> tuple[Broker, Broker, SinkPart]:
+        sensors, uplink = Broker(self.folder / "sensor-broker"), Broker(self.folder / "uplink-broker")
+        for broker in (sensors, uplink):
+            parts.callback(broker.stop)
+            broker.start()
+        sink = sink_part(self.choice, self.folder, gateway)
+        if sink.server is not None:
+            parts.callback(sink.server.stop)
+        return sensors, uplink, sink
+
+    def _with_services(
+        self,
+        parts: contextlib.ExitStack,
+        gateway: str,
+        scenario: Scenario,
+        sensors: Broker,
+        uplink: Broker,
+        sink: SinkPart,
+    ) -> Report:
+        ingester = ingester_service(self.folder, uplink, sink)
+        edge = edge_service(self.folder, gateway, scenario, sensors, uplink)
+        simulators = simulators_process(self.folder, self.scenario_name, self.seed, sensors, edge)
+        services = {"edge": edge, "ingester": ingester}
+        for process in (ingester.process, edge.process, simulators):
+            parts.callback(process.stop)
+        simulators.start()
+        self._start(services)
+        self.display.say(f"run folder {self.folder}; gateway {gateway}; sink {sink.name}; edge {edge.address}/status")
+        record = self._record()
+        with AlarmWatch(sink.stored) as watch:
+            started_s = time.monotonic()
+            self._work(services, simulators, uplink, sink.stored, watch)
+            simulators.stop(SIMULATORS_END_TIMEOUT_S)
+            seconds = time.monotonic() - started_s
+            self._settle(record, sink.stored)
+        report = score(
+            record.by_series(),
+            read_truth(self.folder / "record" / "truth.jsonl"),
+            sink.stored,
+            seen=watch.seen,
+            cut=self.cut,
+            uplink_bytes=Vitals(edge, ingester).uplink_bytes,
+        )
+        report.processes = self._process_scores(services, report.produced)
+        report.sink, report.seconds = sink.name, round(seconds, 1)
+        return report
+
+    def _start(self, services: dict[str, Service]) -> None:
+        """Start edge and ingester side by side, and time how long each takes."""
+        started_s = time.monotonic()
+        for service in services.values():
+            service.process.start()
+        while len(self._ready_s) < len(services):
+            for name, service in services.items():
+                if name in self._ready_s:
+                    continue
+                if service.is_ready():
+                    self._ready_s[name] = round(time.monotonic() - started_s, 3)
+                elif time.monotonic() - started_s > READY_TIMEOUT_S or not service.process.running:
+                    service.process.wait_until(lambda: False, 0.0, "ready")  # raises, with its output
+            time.sleep(0.01)
+        for name, service in services.items():
+            self._cpu_at_start_s[name] = _cpu_s(service.process)
+
+    def _record(self) -> RecordReader:
+        """The simulators' record, once they have begun it."""
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        while not (self.folder / "record" / "events.bin").exists():
+            if time.monotonic() > deadline_s:
+                raise ProcessError(f"the simulators have not begun: see {self.folder / 'simulators.log'}")
+            time.sleep(0.02)
+        return RecordReader(self.folder / "record")
+
+    def _work(
+        self,
+        services: dict[str, Service],
+        simulators: Process,
+        uplink: Broker,
+        stored: StoredSink,
+        watch: AlarmWatch,
+    ) -> None:
+        """Until the time is over: watch, and cut the uplink once."""
+        started_s = time.monotonic()
+        outage = self._outage(uplink, started_s)
+        note = ""
+        while not self.stop.is_set():
+            elapsed_s = time.monotonic() - started_s
+            if self.seconds is not None and elapsed_s >= self.seconds:
+                return
+            for name, process in [*((n, s.process) for n, s in services.items()), ("simulators", simulators)]:
+                if not process.running:
+                    raise ProcessError(
+                        f"the {name} ended by itself with {process.returncode}:\n{process.output()[-2000:]}"
+                    )
+            vitals = Vitals(services["edge"], services["ingester"])
+            note = outage(vitals.linked)
+            if self.first_point_s is None and stored.holds_samples():
+                self.first_point_s = round(elapsed_s, 2)
+            self._measure(services)
+            self.display.show(elapsed_s, vitals, len(watch.seen), note)
+            self.stop.wait(TICK_S)
+
+    def _outage(self, uplink: Broker, started_s: float) -> Callable[[bool], str]:
+        """A function of whether the link is up that cuts and restores it in time, and says what it has done."""
+        at_s, length_s = OUTAGE_AT_S, OUTAGE_S
+        if self.seconds is not None:
+            at_s, length_s = min(at_s, 0.4 * self.seconds), min(length_s, 0.4 * self.seconds)
+        begun_ns = 0
+        restored = False
+
+        def step(linked: bool) -> str:
+            nonlocal begun_ns, restored
+            elapsed_s = time.monotonic() - started_s
+            if not begun_ns and elapsed_s >= at_s:
+                begun_ns = time.time_ns()
+                uplink.kill()
+                self.display.say(f"{elapsed_s:4.0f} s  the uplink's broker is killed, and all that it holds with it")
+            elif begun_ns and not restored and elapsed_s >= at_s + length_s:
+                uplink.start()
+                restored = True
+                self.display.say(f"{elapsed_s:4.0f} s  the uplink's broker is back, and empty")
+            elif restored and self.cut is None and linked:
+                self.cut = begun_ns, time.time_ns()
+            if not begun_ns:
+                return f"outage in {at_s - elapsed_s:.0f} s"
+            return "outage over" if restored else "the uplink is cut"
+
+        return step
+
+    def _settle(self, record: RecordReader, stored: StoredSink) -> None:
+        """Wait until the sink holds all that was sent and the ledger all that was rejected, or time is up."""
+        deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+        self.display.say("the simulators have stopped; waiting until everything is in the sink")
+        records = record.by_series()
+        while time.monotonic() < deadline_s:
+            if is_settled(records, stored):
+                return
+            time.sleep(2 * TICK_S)
+
+    def _measure(self, services: dict[str, Service]) -> None:
+        for name, service in services.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rss_bytes = psutil.Process(service.process.pid).memory_info().rss
+                self._rss_bytes[name] = max(rss_bytes, self._rss_bytes.get(name, 0))
+
+    def _process_scores(self, services: dict[str, Service], samples: int) -> dict[str, ProcessScore]:
+        """CPU from ready to now over the simulators' samples; the largest RSS that was seen."""
+        self._measure(services)
+        return {
+            name: ProcessScore(
+                cpu_us_per_sample=round(
+                    (_cpu_s(service.process) - self._cpu_at_start_s[name]) * 1e6 / max(samples, 1), 1
+                ),
+                rss_bytes=self._rss_bytes[name],
+                ready_s=self._ready_s[name],
+            )
+            for name, service in services.items()
+        }
+
+
+def _cpu_s(process: Process) -> float:
+    times = psutil.Process(process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+class AlarmWatch:
+    """Asks the sink for alarms every ALARM_POLL_S in a thread of its own, and notes when it first saw each."""
+
+    def __init__(self, stored: StoredSink) -> None:
+        self._stored = stored
+        self._known: set[tuple[str, str]] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="alarm-watch", daemon=True)
+        self.seen: list[Seen] = []
+
+    def __enter__(self) -> AlarmWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(ALARM_POLL_S):
+            with contextlib.suppress(SinkUnreadable):  # it is asked again at once; what is missing at the end is missed
+                for alarm in self._stored.alarms():
+                    if (alarm.id, alarm.state) not in self._known:
+                        self._known.add((alarm.id, alarm.state))
+                        self.seen.append(Seen(alarm, time.time_ns()))
+
+
+def closing_report(report: Report, first_point_s: float | None) -> Iterator[str]:
+    """The report in sentences, for people."""
+    alarms, latency = report.alarms, report.alarms.latency_ms
+    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejected.items())) or "none"
+    dropped = ", ".join(f"{count} {policy}" for policy, count in sorted(report.dropped.items())) or "none"
+    yield f"ran {report.seconds:.0f} s into {report.sink}; the first point was there after {first_point_s} s"
+    yield (
+        f"samples   {report.produced} sent: {report.stored} stored, {report.waiting} waiting, "
+        f"rejected {rejected} (of {report.spoiled} sent broken), dropped {dropped}"
+    )
+    yield f"account   {report.lost} lost, {report.doubled} doubled, {report.altered} altered"
+    yield (
+        f"alarms    {alarms.raised} of {alarms.expected} raised, {alarms.missed} missed, {alarms.false_} false; "
+        f"from sample to sink p50 {latency.p50} ms, p99 {latency.p99} ms ({alarms.delayed} more in the outage)"
+    )
+    yield (
+        f"bytes     {report.bytes.json_in} of JSON in, {report.bytes.uplink} on the uplink, "
+        f"{report.bytes.ratio} times fewer "
+        f"(1 Hz and faster {report.bytes.ratio_fast}, slower {report.bytes.ratio_slow})"
+    )
+    for name, process in report.processes.items():
+        yield (
+            f"{name:9} ready in {process.ready_s:.2f} s, {process.cpu_us_per_sample} us of CPU a sample, "
+            f"RSS {process.rss_bytes / 2**20:.0f} MiB"
+        )
