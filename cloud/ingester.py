@@ -117,6 +117,7 @@ class Ingester:
         """By whether it is the alarms' queue."""
         self._unacknowledged: deque[Delivery] = deque()
         """Of the present connection, in order of receipt, which is that of PUBACKs."""
+        self._unsettled = 0
         self._unsettled_bytes = 0
         self._paused = False
         self._draining = False
@@ -127,15 +128,17 @@ class Ingester:
 
     def on_messages(self, inbound: Inbound) -> None:
         now_s = asyncio.get_running_loop().time()
+        size_bytes = sum(map(len, inbound.payloads))
+        self._metrics.received_bytes.inc(size_bytes)
+        self._unsettled += len(inbound)
+        self._unsettled_bytes += size_bytes
         self._idle.clear()
         rows = zip(inbound.topics, inbound.payloads, inbound.correlations, inbound.packet_ids, strict=True)
         for topic, payload, correlation, packet_id in rows:
             delivery = Delivery(topic, payload, correlation, packet_id, inbound.connection, now_s)
-            self._unsettled_bytes += len(payload)
             if packet_id:
                 self._unacknowledged.append(delivery)
             self._enqueue(delivery)
-        self._metrics.received_bytes.inc(sum(map(len, inbound.payloads)))
         self._regulate()
 
     def on_connect(self, session_present: bool) -> None:
@@ -367,6 +370,7 @@ class Ingester:
 
     def _settle(self, deliveries: list[Delivery]) -> None:
         """Done with these: PUBACK those at the head of the connection's order."""
+        self._unsettled -= len(deliveries)
         for delivery in deliveries:
             delivery.settled = True
             self._unsettled_bytes -= len(delivery.payload)
@@ -375,7 +379,7 @@ class Ingester:
             ready.append(waiting.popleft())
         if ready:
             self.link.acknowledge([delivery.packet_id for delivery in ready], ready[0].connection)
-        if self._unsettled_bytes == 0:
+        if self._unsettled == 0:
             self._idle.set()
         self._regulate()
 

@@ -155,7 +155,8 @@ def _parse(text: str, units: dict[str, int], what: str, example: str) -> int:
         missing = "has no unit" if unit is None else f"has the unknown unit {unit!r}"
         raise ValueError(f"{text!r} {missing}; a {what} is written in {', '.join(units)}, such as {example!r}")
     whole, _, fraction = number.partition(".")
-    count, finer = divmod(int(whole + fraction) * units[unit], 10 ** len(fraction))
+    scale: int = 10 ** len(fraction)
+    count, finer = divmod(int(whole + fraction) * units[unit], scale)
     if count > _MAX:
         raise ValueError(f"{text!r} is too large")
     if finer:

@@ -269,9 +269,9 @@ def _span(span_ns: int) -> str:
 def _band(low: float, high: float, spec: SeriesSpec) -> str:
     """The expected band in words; "" where there is none."""
     if math.isfinite(low) and math.isfinite(high):
-        digits = max(1, math.ceil(2 - math.log10(high - low))) if high > low else 6
-        if digits > 9 or abs(high) > 1e12 or abs(low) > 1e12:
-            return f"{low:.6g} to {_reading(high, spec)}"
+        if not 1e-9 < high - low < 1e9 or max(-low, high) > 1e12:
+            return f"{_number(low)} to {_reading(high, spec)}"
+        digits = max(0, math.ceil(1 - math.log10(high - low)))
         return f"{low:.{digits}f} to {high:.{digits}f} {spec.unit}".rstrip()
     if math.isfinite(high):
         return f"at most {_reading(high, spec)}"

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -413,7 +413,7 @@ class Intake:
 
     # -- watching ------------------------------------------------------------------------------------
 
-    async def watch(self, name: str) -> AsyncIterator[dict[str, Any]]:
+    async def watch(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
         """What a source brings from now on: raw bytes, decoded values, last error; each second how it is doing.
 
         Raises KeyError for a source that is not there.

@@ -94,7 +94,7 @@ def decode(data: bytes) -> Block:
         groups = columns.Groups(columns.unpack_ints(stored.counts, stored.groups, "counts"))
         series = columns.unpack_differences(stored.series, stored.groups, "series")
         firsts = columns.unpack_differences(stored.time_firsts, stored.groups, "time")
-        steps = columns.unpack_ints(stored.time_steps, groups.n - stored.groups, "time")
+        steps = columns.unpack_ints(stored.time_steps, groups.n, "time")
         batch = SampleBatch(
             np.repeat(series, groups.counts).astype(np.int32),
             columns.join_firsts(firsts, steps, groups),

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 
 from devices.errors import StoreError, StoreFull
 from devices.model import DROP_POLICIES, REJECT_REASONS, Alarm, Bytes, Floats, Int64s, SampleBatch, SeriesSpec
-from edge import journal, retention
+from devices.wire.frame import FrameLimits, SummaryBody
+from devices.wire.frame import decode as decode_frame
+from edge import degrade, journal, retention
 from edge.clock import TICK_S, Clock
 from edge.custody import BuriedFrame, Commit, Committed, DeadLetter, JournalRow, OutboxRow
 from edge.identity import ACCEPTED, BEHIND_JOURNAL
@@ -38,6 +40,7 @@ from edge.operators import Operators
 from edge.registry import Registry
 from edge.seal import Sealed, Sealer
 from edge.uplink import Uplink
+from edge.windows import settle
 
 log = logging.getLogger("forebay.pump")
 
@@ -48,6 +51,8 @@ RECENT_SAMPLES = 65_536
 SNAPSHOT_SAMPLES = 500_000
 SNAPSHOT_S = 600.0
 STORE_RETRY_S = 1.0
+MERGE_GAIN_MIN = 0.2
+"""Merging that frees less than this part is not worth a longer window."""
 
 
 class StorePort(Protocol):
@@ -60,6 +65,8 @@ class StorePort(Protocol):
     ) -> None: ...
 
     async def oldest_blocks(self) -> list[JournalRow]: ...
+
+    async def frames(self, seqs: list[int]) -> dict[int, bytes]: ...
 
     def blocks_between(self, lo_ns: int, hi_ns: int) -> list[bytes]: ...
 
@@ -159,6 +166,7 @@ class Pump:
         self._recent_samples = 0
         self._forgotten_ns = committed.high_ns
         """The highest time that `_recent` does not hold."""
+        self._cannot_merge: set[int] = set()
         self._samples_since_snapshot = SNAPSHOT_SAMPLES
         self._snapshot_due_s = 0.0
         self._snapshot_block = snapshot_block
@@ -438,15 +446,43 @@ class Pump:
             [row for row in outbox.rows() if row.seq not in gone],
             {row.seq for row in outbox.held()},
             self._when_full,
+            self._cannot_merge,
         )
         if plan.want_snapshot:
             self._snapshot_due_s = 0.0
         if plan.full and not self.blocked:
             log.error("the store is full: sources are not acknowledged until receipts make room")
         self.blocked = plan.full
+        if plan.merge:
+            await self._merge(pending, plan.merge)
         if plan.drop:
             self._drop(pending, plan.drop)
         pending.trim_journal_to = max(pending.trim_journal_to, plan.trim_journal_to)
+
+    async def _merge(self, pending: Pending, rows: list[OutboxRow]) -> None:
+        """Replace frames of summaries that were never published by fewer, with longer windows."""
+        frames = await self._store.frames([row.seq for row in rows])
+        window_ns = np.array([spec.window_ns for spec in self._operators.specs], np.int64)
+        summaries = []
+        for row in rows:
+            body = decode_frame(frames[row.seq], FrameLimits()).body
+            if isinstance(body, SummaryBody):
+                body.rows["series"] = row.custody.series[body.rows["series"]]
+                summaries.append((row, body.rows))
+        before = [row for row, _ in summaries]
+        if not before:
+            self._cannot_merge.update(row.seq for row in rows)
+            return
+        merged = degrade.merge(np.concatenate([part for _, part in summaries]), window_ns)
+        settle(merged)
+        after = list(self._sealer.backlog(merged, self._clock.now_ns()))
+        gain = 1 - sum(row.size_bytes for row, _ in after) / sum(row.size_bytes for row in before)
+        self._cannot_merge.update(row.seq for row in rows)  # those of them that go do not come back
+        if gain < MERGE_GAIN_MIN:
+            return
+        pending.removed += [row.seq for row in before]
+        pending.frames += after
+        log.warning("the store fills: merged the windows of %d frames into %d", len(before), len(after))
 
     def _drop(self, pending: Pending, rows: list[OutboxRow]) -> None:
         code = DROP_POLICIES.index("drop_oldest")

@@ -11,9 +11,11 @@ and whose acknowledgement the broker has not confirmed.
 
 What is in a commit is stored with it (`state`), so that it is recognised after a crash as well.
 
-A broker repeats first and goes on with new messages after that. So with the first message of a connection
-that is not a repeat, what earlier connections left unconfirmed has reached the broker after all, and is
-forgotten: kept, it could be taken for a later message with the same id.
+A broker repeats in the order in which it sent, and goes on with new messages after that (MQTT 5, 4.6). So
+what earlier connections left unconfirmed, and is not repeated before something that came after it, was
+taken by the broker after all, and is forgotten: kept, it could be confused with a later message that has
+its id. What cannot be told apart: a broker that gives an id again to the very next message, with the same
+topic and payload, and loses that message on the way, in the moment in which our PUBACK was not confirmed.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Unconfirmed:
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
-        """Packet id -> digest: in the intake, or in a commit."""
+        """Packet id -> digest, in order of receipt: in the intake, or in a commit."""
         self._held: dict[int, int] = {}
         """Those of them that are in a commit."""
         self._acknowledged: deque[tuple[int, int]] = deque()
@@ -73,8 +75,8 @@ class Unconfirmed:
         self._connection = -1
         self._session_since = 0
         """The connection with which the broker's session began: names of earlier ones mean nothing."""
-        self._earlier: set[int] = set()
-        """Ids that earlier connections left, as long as this one may still repeat them."""
+        self._earlier: deque[int] = deque()
+        """Ids that earlier connections left, in order of receipt, as long as this one may still repeat them."""
 
     def fresh(self, marks: Marks, digest: list[int]) -> list[bool] | None:
         """Which messages are new, in order of receipt; None: all of them. The new ones are known from now on."""
@@ -82,8 +84,8 @@ class Unconfirmed:
             self._connect(marks)
         ids = marks.packet_ids
         if not self._earlier and not any(marks.dups):
-            for reused in self._held.keys() & ids:
-                del self._held[reused]
+            for reused in self._known.keys() & ids:
+                self._forget(reused)  # so that it goes to the end
             self._known.update(zip(ids, digest, strict=True))
             self._known.pop(0, None)
             return None
@@ -96,24 +98,26 @@ class Unconfirmed:
             self._session_since = marks.connection
             self._known.clear()
             self._held.clear()
-        self._earlier = set(self._known)
+        self._earlier = deque(self._known)
 
     def _is_fresh(self, packet_id: int, dup: bool, digest: int) -> bool:
         if packet_id == 0:
             return True
-        if not dup:
-            for gone in self._earlier:
-                self._known.pop(gone, None)
-                self._held.pop(gone, None)
-            self._earlier.clear()
-        elif packet_id in self._earlier and self._known.get(packet_id) == digest:
-            self._earlier.discard(packet_id)
+        if dup and packet_id in self._earlier and self._known[packet_id] == digest:
+            while (passed_over := self._earlier.popleft()) != packet_id:
+                self._forget(passed_over)
             self._known[packet_id] = digest  # this object, by which `confirm` will know it
             return False
-        self._earlier.discard(packet_id)
-        self._held.pop(packet_id, None)
+        for passed_over in self._earlier:
+            self._forget(passed_over)
+        self._earlier.clear()
+        self._forget(packet_id)
         self._known[packet_id] = digest
         return True
+
+    def _forget(self, packet_id: int) -> None:
+        self._known.pop(packet_id, None)
+        self._held.pop(packet_id, None)
 
     def hold(self, marks: Marks, digest: list[int]) -> None:
         """The messages go into the next commit: from it on `state` has them."""
@@ -129,13 +133,12 @@ class Unconfirmed:
 
     def confirm(self, count: int) -> None:
         """The broker has taken `count` more of the acknowledgements on this connection, in their order."""
-        known, held = self._known, self._held
+        known = self._known
         for _ in range(min(count, len(self._acknowledged))):
             packet_id, digest = self._acknowledged.popleft()
             # By identity: the id may have come again meanwhile, with a message of the same content.
             if known.get(packet_id) is digest:
-                del known[packet_id]
-                held.pop(packet_id, None)
+                self._forget(packet_id)
 
     def state(self) -> bytes:
         """What must be stored with the commit: for each message 2 bytes of packet id and 8 of digest."""

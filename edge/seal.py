@@ -49,14 +49,21 @@ class Sealer:
 
     def closed(self, closed: Closed, now_ns: int) -> Iterator[Sealed]:
         """Frames of summaries and state changes, then of raw samples."""
-        for rows in _parts(closed.summaries):
-            table, local, custody = self._table(rows["series"], rows["count"])
-            yield self._seal(Lane.LIVE, "data", now_ns, table, SummaryBody(_renumbered(rows, local)), custody)
+        yield from self._summaries(closed.summaries, Lane.LIVE, now_ns)
         for rows in _parts(closed.changes):
             table, local, _ = self._table(rows["series"], None)
             yield self._seal(Lane.LIVE, "data", now_ns, table, ChangeBody(_renumbered(rows, local)), Custody.none())
         for start in range(0, len(closed.raw), ROWS_MAX):
             yield self._raw(closed.raw.take(np.arange(start, min(start + ROWS_MAX, len(closed.raw)))), now_ns)
+
+    def backlog(self, summaries: NDArray[Any], now_ns: int) -> Iterator[Sealed]:
+        """Frames of summaries that were merged: they go up after what is live."""
+        return self._summaries(summaries, Lane.BACKFILL, now_ns)
+
+    def _summaries(self, summaries: NDArray[Any], lane: Lane, now_ns: int) -> Iterator[Sealed]:
+        for rows in _parts(summaries):
+            table, local, custody = self._table(rows["series"], rows["count"])
+            yield self._seal(lane, "data", now_ns, table, SummaryBody(_renumbered(rows, local)), custody)
 
     def _raw(self, batch: SampleBatch, now_ns: int) -> Sealed:
         table, local, custody = self._table(batch.series, np.ones(len(batch), np.int64))

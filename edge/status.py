@@ -8,7 +8,7 @@
 
 Read-only, on loopback unless the configuration says otherwise. Bounded: a request has REQUEST_BYTES and
 REQUEST_S to come, an answer ANSWER_S to be taken, and there are at most MAX_CONNECTIONS at once; one more is
-answered 503. What is served is handed in as plain functions, so this module knows nothing of the daemon.
+closed without an answer. What is served is handed in as plain functions, so this module knows nothing of the daemon.
 """
 
 from __future__ import annotations
@@ -115,7 +115,6 @@ class StatusServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) > MAX_CONNECTIONS:
-            await _send(writer, Answer(503, b"too many connections\n"))
             return
         async with asyncio.timeout(REQUEST_S):
             head = await reader.readuntil(b"\r\n\r\n")

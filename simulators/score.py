@@ -262,7 +262,11 @@ def alarm_score(
     """See the module's docstring."""
     ended_ns = max((int(record.sent_ns.max()) for record in records if len(record.sent_ns)), default=0)
     devices = {record.series.device for record in records}
-    opened = [alarm for alarm in alarms if alarm.state == "open" and alarm.device in devices]
+    opened = [
+        alarm
+        for alarm in alarms
+        if alarm.state == "open" and alarm.device in devices and alarm.time_ns <= ended_ns  # then all are silent
+    ]
     expected = [truth for truth in truths if truth.alarm and truth.by_ns <= ended_ns]
     raised = sum(any(_is_of(alarm, truth, truth.by_ns) for alarm in opened) for truth in expected)
     explained = [

@@ -137,13 +137,13 @@ def _counter(shape: Counter, key: int, offset_s: Floats) -> Floats:
 
 
 class Burst(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """For a while the devices that match send `factor` times as often."""
+    """For a while the devices that match send `factor` times as often; of two bursts at once the larger counts."""
 
     devices: str
     """A pattern of device names, such as `press-*`."""
     at_s: NotNegative
     for_s: Positive
-    factor: Positive
+    factor: Annotated[float, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -176,5 +176,6 @@ class Schedule:
         middle = (times[1:] + times[:-1]) / 2.0
         rate = np.full(len(middle), self.rate_hz)
         for burst in self.bursts:
-            rate[(middle >= burst.at_s) & (middle < burst.at_s + burst.for_s)] *= burst.factor
+            inside = (middle >= burst.at_s) & (middle < burst.at_s + burst.for_s)
+            rate[inside] = np.maximum(rate[inside], self.rate_hz * burst.factor)
         return times, np.concatenate([[0.0], np.cumsum(np.diff(times) * rate)])

@@ -34,12 +34,15 @@ telegraf() {
         -tags custom,inputs.mqtt_consumer,outputs.influxdb_v2,outputs.influxdb,parsers.influx,parsers.json
 }
 
-# InfluxDB 2 has a part in Rust that cgo finds through a pkg-config of its own.
-influxdb2() {
+check_for_influxdb2() {
     minor=$(go version | sed -n 's/.* go1\.\([0-9]*\).*/\1/p')
     [ "${minor:-0}" -ge 22 ] || stop "InfluxDB 2.7 needs Go 1.22 or newer, and $(go version) is here"
     command -v cargo >/dev/null || stop "InfluxDB 2.7 needs Rust (cargo), which is not here"
     command -v cc >/dev/null || stop "InfluxDB 2.7 needs a C compiler (cc), which is not here"
+}
+
+# InfluxDB 2 has a part in Rust that cgo finds through a pkg-config of its own.
+influxdb2() {
     GOBIN=$work go install github.com/influxdata/pkg-config@latest
     # Its old Rust code denies warnings that newer compilers have more of.
     cat >"$work/rustc-wrapper" <<'WRAPPER'
@@ -76,6 +79,7 @@ if [ -x "$bin/$program" ]; then
     exit
 fi
 command -v go >/dev/null || stop "$program is built with Go, which is not here (Debian: apt-get install golang-go)"
+[ "$1" != influxdb2 ] || check_for_influxdb2
 mkdir -p "$bin"
 work=$(mktemp -d "$cache/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT INT TERM

@@ -30,7 +30,7 @@ from influxdb_client.service.write_service import WriteService
 
 from devices.errors import BadLines, BatchTooLarge, ConfigError, SinkBusy, SinkError, SinkRefused
 from devices.quantities import Duration
-from devices.secrets import read_secret
+from devices.secrets import Secret, read_secret
 
 _GZIP_LEVEL: Final = 1
 """Shrinks line protocol 6.8 times for 0.5 us a line; higher levels cost more than the network does."""
@@ -89,14 +89,7 @@ class InfluxSink:
         self._options = options
         self._bucket = options.bucket or options.database
         self._org = options.org or "-"
-        token = read_secret(options.token_file, options.token_env, key="token")
-        password = read_secret(options.password_file, options.password_env, key="password")
-        if token is not None:
-            self._token = token.reveal()
-        elif options.user:
-            self._token = f"{options.user}:{password.reveal() if password else ''}"
-        else:
-            self._token = ""
+        self._token = _token(options)
         self._gzip = not _is_this_host(parts.hostname)
         self._client: Any = None
         self._writes: Any = None
@@ -106,7 +99,7 @@ class InfluxSink:
         if self._client is None:
             self._client = InfluxDBClientAsync(
                 self._url,
-                token=self._token,
+                token=self._token.reveal(),
                 timeout=self._options.timeout.ns // 1_000_000,
                 # The ingester bounds its own connections; a second bound here would only hide them in a queue.
                 connection_pool_maxsize=0,
@@ -149,7 +142,8 @@ class InfluxSink:
         await self._ask("POST", "/query", {"q": f'CREATE DATABASE "{name}"'})
 
     async def _ask(self, method: str, path: str, form: dict[str, str] | None = None) -> None:
-        headers = {"Authorization": f"Token {self._token}"} if self._token else {}
+        token = self._token.reveal()
+        headers = {"Authorization": f"Token {token}"} if token else {}
         session: aiohttp.ClientSession = self._client.api_client.rest_client.pool_manager
         try:
             async with session.request(method, self._url + path, data=form, headers=headers) as answer:
@@ -177,6 +171,15 @@ class InfluxSink:
         if isinstance(error, TimeoutError):
             return SinkBusy(f"{self._url} did not answer within {self._options.timeout}")
         return SinkBusy(f"no connection to {self._url}: {error or type(error).__name__}")
+
+
+def _token(options: InfluxOptions) -> Secret:
+    """What goes into the header; 1.8 takes user and password in the place of a token. Raises ConfigError."""
+    token = read_secret(options.token_file, options.token_env, key="token")
+    if token is not None:
+        return token
+    password = read_secret(options.password_file, options.password_env)
+    return Secret(f"{options.user}:{password.reveal() if password else ''}" if options.user else "")
 
 
 def _retry_after_s(headers: Any) -> float | None:

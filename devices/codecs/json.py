@@ -11,7 +11,7 @@ Without `value` every number, boolean and text is a value of the channel that it
 A message that is an array is an array of records. Texts stay texts: what they mean is the profile's.
 
 The message with a single value is what floods a broker, so it has a typed decoder of its own:
-0.4 us with its time against 0.9 us through the tree.
+0.6 us with its time, where the way through the tree takes 1.8 us.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _find(tree: object, path: str) -> object:
 def _single_decoder(options: JsonOptions) -> Callable[[bytes], Any] | None:
     """A decoder for one value at the top level, or None where the message must be read as a tree.
 
-    It gives a bare scalar, an array of records, or a struct with `value` (UNSET where it is missing) and perhaps `time`.
+    It gives a bare scalar, an array of records, or a struct: `value`, UNSET where it is missing, and perhaps `time`.
     """
     if not _PLAIN_KEY.fullmatch(options.value) or options.channel or options.records:
         return None

@@ -26,7 +26,7 @@ from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from devices.errors import ForebayError
+from devices.errors import ForebayError, LinkLost
 from devices.wire.receive import Inbound, PacketCutter, PacketRefused, malformed
 
 READ_BYTES: Final = 256 * 1024
@@ -154,6 +154,10 @@ class BulkClient(Client):
         except PacketRefused as refused:
             self.abandon(refused)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        except Exception:
+            # Whoever takes the messages failed. What this read brought must come again, not be lost.
+            self.abandon(LinkLost("messages could not be handed on: a bug of Forebay, its traceback is in the log"))
+            raise
 
     def _receive(self) -> bytes:
         data = self._sock_recv(READ_BYTES)
@@ -163,7 +167,8 @@ class BulkClient(Client):
         records, total = [data], len(data)
         while total < READ_BYTES:
             try:
-                data = self._sock_recv(READ_BYTES - total)
+                # Always more than a record: a part of one would stay inside OpenSSL, where no selector sees it.
+                data = self._sock_recv(READ_BYTES)
             except BlockingIOError:
                 break
             except OSError:

@@ -37,15 +37,13 @@ class Receipt(msgspec.Struct, frozen=True):
 def encode_receipt(receipt: Receipt) -> bytes:
     """The payload of a receipt."""
     rejected = receipt.rejected
-    return pb.Receipt(
-        version=VERSION,
-        refused=receipt.refused,
-        rows=len(rejected),
-        series=pack_ints(np.array([one.series for one in rejected], dtype=np.int64)),
-        reason=pack_texts([one.reason for one in rejected]),
-        count=pack_ints(np.array([one.count for one in rejected], dtype=np.int64)),
-        detail=pack_texts([one.detail for one in rejected]),
-    ).SerializeToString(deterministic=True)
+    message = pb.Receipt(version=VERSION, refused=receipt.refused, rows=len(rejected))
+    if rejected:
+        message.series = pack_ints(np.array([one.series for one in rejected], dtype=np.int64))
+        message.reason.CopyFrom(pack_texts([one.reason for one in rejected]))
+        message.count = pack_ints(np.array([one.count for one in rejected], dtype=np.int64))
+        message.detail.CopyFrom(pack_texts([one.detail for one in rejected]))
+    return message.SerializeToString(deterministic=True)
 
 
 def decode_receipt(payload: bytes, limits: FrameLimits | None = None) -> Receipt:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
@@ -39,6 +38,7 @@ from devices.errors import ConfigError, ForebayError, IdentityTaken, LinkLost, N
 from devices.secrets import read_secret
 from devices.wire.client import BulkClient
 from devices.wire.dial import dial, parse_broker, tls_context, tls_failure
+from devices.wire.hook import LoopHook
 from devices.wire.receive import Inbound, PacketRefused
 from devices.wire.refusals import Reason, connection_ended, connection_refused, subscription_refused
 
@@ -52,14 +52,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 
 LEAVE_TIMEOUT_S: Final = 1.0
 """How long acknowledgements and DISCONNECT may take to leave when `run` is cancelled."""
-
-GATHER_S: Final = 0.002
-"""While messages stream in, reads are this far apart. A broker writes each message by itself, and reading
-them one by one costs 6 to 10 us each; a message that comes alone is read at once."""
-
-GATHER_BYTES: Final = 64 * 1024
-"""A read that brought this much is followed by the next without waiting."""
-
 
 CLONE_SUSPECTED_AFTER: Final = 3
 SHORT_LINK_S: Final = 60.0
@@ -138,17 +130,13 @@ class Session:
         self._subscribed = False
         self._leaving = False
         self._client = self._make_client(on_messages)
+        self._hook = LoopHook(self._client)
         self._loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Future[ForebayError]
-        self._sock: socket.socket | None = None
         self._silent_closings = 0
         """Short links in a row that ended without DISCONNECT or an error of the socket."""
         self._accepted_at_s = float("inf")
         self._broker_max_bytes = MQTT_MAX_BYTES
-        self._read_at_s = 0.0
-        self._reader = False
-        self._writer = False
-        self._next_read: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         """Of CONNACK first, then of the keepalive."""
 
@@ -177,6 +165,7 @@ class Session:
     async def run(self) -> None:
         """Connect, and again after every failure, until cancelled; then say goodbye, so that no will is sent."""
         self._loop = asyncio.get_running_loop()
+        self._leaving = False
         ceiling_s = BACKOFF_BASE_S
         try:
             while True:
@@ -214,10 +203,8 @@ class Session:
                 raise ValueError("correlation data needs MQTT 5")
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.CorrelationData = correlation
-        if (
-            len(payload) + len(topic.encode()) + len(correlation or b"") + _PUBLISH_OVERHEAD_BYTES
-            > self._broker_max_bytes
-        ):
+        packet_bytes = _PUBLISH_OVERHEAD_BYTES + len(topic.encode()) + len(payload) + len(correlation or b"")
+        if packet_bytes > self._broker_max_bytes:
             # Sent, it would end the link, again and again.
             mid = self._client.next_id()
             self._loop.call_soon(self._on_published, mid, Reason.PACKET_TOO_LARGE)
@@ -232,14 +219,12 @@ class Session:
 
     def pause(self) -> None:
         """Read no more, so that the broker's messages wait at the broker. Also before and between connections."""
-        self._client.paused = True
-        self._stop_reading()
+        self._hook.pause()
 
     def resume(self) -> None:
         """Read again."""
         if self._client.paused:
-            self._client.resume()
-            self._start_reading()
+            self._hook.resume()
             self._schedule_keepalive()
 
     # --- one link ---
@@ -307,10 +292,6 @@ class Session:
         client.on_disconnect = self._link_ended
         client.on_subscribe = self._suback
         client.on_publish = lambda _client, _data, mid, reason, _properties: self._on_published(mid, reason.value)
-        client.on_socket_open = self._socket_open
-        client.on_socket_close = self._socket_close
-        client.on_socket_register_write = self._register_write
-        client.on_socket_unregister_write = self._unregister_write
         if options.will is not None:
             client.will_set(*options.will, qos=1)
         return client
@@ -345,10 +326,10 @@ class Session:
         self._client.forget_outgoing()
         self._asked.clear()
         failure = self._why_ended(was_connected, flags, reason)
-        if not self._leaving:
-            self._report(failure)
         if not self._ended.done():
             self._ended.set_result(failure)
+        if not self._leaving:
+            self._report(failure)
 
     def _why_ended(self, was_connected: bool, flags: DisconnectFlags, reason: ReasonCode) -> ForebayError:
         failure = self._client.failure
@@ -413,73 +394,6 @@ class Session:
             # The other filters go on; the sentence stays visible in `error`.
             self.error = subscription_refused(refused, self._where, self._options.username)
             log.warning("%s", self.error)
-
-    # --- the socket, hooked into the event loop ---
-
-    def _socket_open(self, client: Any, _data: Any, sock: Any) -> None:
-        self._sock = sock
-        self._read_at_s = 0.0
-        self._start_reading()
-
-    def _socket_close(self, client: Any, _data: Any, sock: Any) -> None:
-        self._stop_reading()
-        self._sock = None
-
-    def _start_reading(self) -> None:
-        if self._sock is not None and not self._client.paused and self._next_read is None and not self._reader:
-            self._loop.add_reader(self._sock, self._readable)
-            self._reader = True
-
-    def _stop_reading(self) -> None:
-        if self._next_read is not None:
-            self._next_read.cancel()
-            self._next_read = None
-        if self._reader and self._sock is not None:
-            self._loop.remove_reader(self._sock)
-        self._reader = False
-
-    def _readable(self) -> None:
-        """The socket has bytes: read now, or a little later, when more have come."""
-        wait_s = self._read_at_s + GATHER_S - self._loop.time()
-        if wait_s > 0:
-            self._stop_reading()
-            self._next_read = self._loop.call_later(wait_s, self._read_gathered)
-        else:
-            self._read()
-
-    def _read_gathered(self) -> None:
-        self._next_read = None
-        self._read()
-        client = self._client
-        if self._sock is None or client.paused or self._next_read is not None:
-            return
-        if client.last_read_bytes >= GATHER_BYTES:
-            self._next_read = self._loop.call_soon(self._read_gathered)
-        elif client.last_read_messages:
-            self._next_read = self._loop.call_later(GATHER_S, self._read_gathered)
-        else:
-            self._start_reading()
-
-    def _read(self) -> None:
-        self._client.loop_read()
-        if self._client.last_read_messages and self._client.last_read_bytes < GATHER_BYTES:
-            self._read_at_s = self._loop.time()
-
-    def _register_write(self, client: Any, _data: Any, sock: Any) -> None:
-        # Written at the end of this turn of the loop, with whatever else is queued until then; only a
-        # socket that takes no more is waited for.
-        self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._client.loop_write()
-        if self._client.want_write() and self._sock is not None and not self._writer:
-            self._loop.add_writer(self._sock, self._client.loop_write)
-            self._writer = True
-
-    def _unregister_write(self, client: Any, _data: Any, sock: Any) -> None:
-        if self._writer:
-            self._loop.remove_writer(sock)
-            self._writer = False
 
     # --- keepalive ---
 

@@ -4,9 +4,9 @@ With r = value - mean, the score is |r| / B and the expected band mean +- B, whe
 
     B = max(threshold * deviation, PEAK_MARGIN * peak)
 
-and, for a machine that was seen to jump (JUMP_MARGIN * peak > threshold * deviation, within the last 0.7 `memory_s`), B
-on either side reaches at least threshold * deviation beyond the lowest and the highest normal value: where such a machine
-has been before is normal.
+and, for a machine that was seen to jump (JUMP_MARGIN * peak > threshold * deviation, within the last 0.7 `memory_s`),
+B on either side reaches at least threshold * deviation beyond the lowest and the highest normal value: where such a
+machine has been before is normal.
 
 - mean and deviation are exponentially weighted with the time constant `tau_s`: a sample that comes dt after
   the one before weighs w = 1 - exp(-dt / tau), at most 1/MIN_MEMORY (so that a slow series keeps

@@ -156,5 +156,4 @@ def test_hostile_bytes_cost_little_memory(name: str, example: Example, hostile: 
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    print(peak_bytes / LONG)
-    assert peak_bytes < 160 * LONG
+    assert peak_bytes < 60 * LONG

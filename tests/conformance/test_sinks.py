@@ -17,6 +17,7 @@ import pytest
 
 from cloud.lines import encode
 from cloud.sinks import Sink
+from cloud.sinks.parsing import parse_key, parse_line
 from devices.errors import BadLines, SinkBusy, SinkError, SinkRefused
 from devices.model import CHANGE_DTYPE, Lane
 from devices.profiles import installed, load
@@ -89,8 +90,28 @@ def sqlite_points(path: Path, measurement: str) -> list[Point]:
     return [(m, json.loads(tags), time_ns, json.loads(fields)) for m, tags, time_ns, fields in rows]
 
 
-@pytest.fixture(params=["sqlite", "influxdb 1.8", "influxdb 2.7"])
+def file_points(path: Path, measurement: str) -> list[Point]:
+    """Of a file of line protocol, in which a point may stand more than once."""
+    points: dict[tuple[str, int], Point] = {}
+    for line in path.read_text().split("\n")[:-1]:
+        point = parse_line(line)
+        name, tags = parse_key(point.key)
+        key = f"{name} {tags}", point.time_ns
+        merged = {**(points[key][3] if key in points else {}), **point.fields}
+        points[key] = (name, tags, point.time_ns, merged)
+    return [point for point in points.values() if point[0] == measurement]
+
+
+EXAMPLE = [name for name in installed("sinks") if name == "lines"]
+"""The sink of tests/conformance/external, where test_external_package.py has installed it."""
+
+
+@pytest.fixture(params=["sqlite", "influxdb 1.8", "influxdb 2.7", *EXAMPLE])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Stand:
+    if request.param == "lines":
+        path = tmp_path / "points.lp"
+        example = load("sinks", "lines")
+        return Stand(lambda: example(f"lines://{path}", options(example)), lambda m: file_points(path, m), False)
     if request.param == "sqlite":
         path = tmp_path / "points.db"
         sink = load("sinks", "sqlite")
@@ -103,7 +124,7 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Stand:
 
 
 def test_every_installed_sink_is_tried_here() -> None:
-    tried = {load("sinks", "sqlite"), load("sinks", "http")}
+    tried = {load("sinks", name) for name in ("sqlite", "http", *EXAMPLE)}
     assert {load("sinks", name) for name in installed("sinks")} == tried
 
 

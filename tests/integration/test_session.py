@@ -260,6 +260,22 @@ def test_a_paused_session_reads_nothing_and_outlives_its_keepalive(mosquitto: Mo
     asyncio.run(story())
 
 
+def test_a_session_that_is_paused_before_it_connects_still_connects(mosquitto: Mosquitto) -> None:
+    async def story() -> None:
+        broker = mosquitto()
+        reader = Peer(broker.url, "reader")
+        reader.session.subscribe([("t", 1)])
+        reader.session.pause()
+        async with reader.running() as session:
+            await publish(session, "t", b"1")
+            await asyncio.sleep(0.2)
+            assert reader.payloads == []
+            session.resume()
+            await until(lambda: reader.payloads == [b"1"])
+
+    asyncio.run(story())
+
+
 def test_pausing_inside_a_batch_ends_the_reading_after_it(mosquitto: Mosquitto) -> None:
     async def story() -> None:
         broker = mosquitto()
@@ -282,6 +298,32 @@ def test_pausing_inside_a_batch_ends_the_reading_after_it(mosquitto: Mosquitto) 
             session.resume()
             await until(lambda: len(reader.payloads) == 3)
 
+    asyncio.run(story())
+
+
+def test_messages_that_their_taker_fails_on_come_again(mosquitto: Mosquitto) -> None:
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: raised.append(context["exception"]))
+        broker = mosquitto()
+        reader = Peer(broker.url, "reader")
+        reader.session.subscribe([("t", 1)])
+        take = reader._on_messages
+
+        def fail_once(inbound: Inbound) -> None:
+            if not raised:
+                raise KeyError("a bug")
+            take(inbound)
+
+        reader.session._client._on_batch = fail_once
+        async with reader.running() as session:
+            for n in range(3):
+                await publish(session, "t", b"%d" % n)
+            await until(lambda: len(reader.payloads) == 3)
+        assert reader.payloads == [b"0", b"1", b"2"]
+        assert "could not be handed on" in str(reader.failures[0])
+        assert [type(error) for error in raised] == [KeyError]
+
+    raised: list[Exception] = []
     asyncio.run(story())
 
 
@@ -320,8 +362,7 @@ def test_the_will_is_sent_after_a_crash_and_not_after_a_goodbye(mosquitto: Mosqu
                 pass
             crashing = Peer(broker.url, "crashing", will=("state/crashing", b"gone"), session_expiry_s=0)
             async with crashing.running() as session:
-                sock = session._sock
-                assert sock is not None
+                sock: Any = session._client.socket()
                 sock.shutdown(2)
                 await until(lambda: reader.payloads != [])
             assert [t for inbound in reader.inbound for t in inbound.topics] == ["state/crashing"]

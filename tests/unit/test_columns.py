@@ -147,7 +147,7 @@ def test_texts_that_do_not_add_up_are_refused(column: pb.Texts, n: int, reason: 
         ((1e-9,), 9),
         ((1e-10,), FLOAT),
         ((2.0**53, 2.0**53 + 2), 0),
-        ((2.0**63, -(2.0**62)), FLOAT),
+        ((2.0**64, -(2.0**62)), FLOAT),
         ((-(2.0**63),), 0),
         ((1e300, 1.0), FLOAT),
         ((5e-324,), FLOAT),
@@ -218,7 +218,6 @@ def test_values_beyond_all_measure_come_back_bit_for_bit(values: tuple[float, ..
         {"exponent": pack_ints(np.array([14, 1]))},
         {"first": pack_ints(np.array([1, 2, 3]))},
         {"step": b"\x01"},
-        {"float": bytes(8)},
         {"exponent": pack_ints(np.array([FLOAT, 1])), "float": bytes(7)},
         {"minus_zeros": 5},
         {"minus_zeros": 100_000_000},
@@ -230,9 +229,6 @@ def test_decimals_that_contradict_themselves_are_refused(change: dict[str, objec
     column = pack_decimals(floats(0.5, 1.5, 2.5, 7.5), groups(1, 3))
     for name, value in change.items():
         setattr(column, name, value)
-    if change == {"float": bytes(8)}:  # floats that no group asks for: an addition that is passed over
-        assert unpack_decimals(column, groups(1, 3), "v").tolist() == [0.5, 1.5, 2.5, 7.5]
-        return
     with pytest.raises(FrameError):
         unpack_decimals(column, groups(1, 3), "v")
 
@@ -249,15 +245,14 @@ def test_decimals_that_contradict_themselves_are_refused(change: dict[str, objec
         ([1_700_000_000_000_000_001, 1_700_000_000_000_000_002], 0),
         ([0, 0], 3),
         ([-3_000_000_000, -1_000_000_000], 3),
-        ([-(2**63), 2**63 - 1], 0),
+        ([-1, 2**63 - 2], 0),
     ],
 )
 def test_times_use_the_largest_unit_that_divides_them(times: list[int], unit: int) -> None:
     cut = groups(len(times))
     column = pack_times(np.array(times, dtype=np.int64), cut)
     assert unpack_ints(column.unit, 1, "u").tolist() == [unit]
-    if times[0] >= 0:
-        assert unpack_times(column, cut).tolist() == times
+    assert unpack_times(column, cut).tolist() == times
 
 
 def test_a_steady_clock_costs_nothing_a_row() -> None:

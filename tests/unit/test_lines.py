@@ -64,7 +64,17 @@ def naive_summary(row: Any) -> tuple[dict[str, float], int]:
 
 
 def test_a_gauge_has_all_numbers_with_integers_marked_and_its_tags_in_the_order_of_their_names() -> None:
-    row = dict(mean=1.5, min=1.0, max=2.0, stddev=0.5, first=1.0, last=2.0, count=2, span_ns=10**10, time_ns=T)
+    row = {
+        "mean": 1.5,
+        "min": 1.0,
+        "max": 2.0,
+        "stddev": 0.5,
+        "first": 1.0,
+        "last": 2.0,
+        "count": 2,
+        "span_ns": 10**10,
+        "time_ns": T,
+    }
     assert lines_of(summaries(row)).body.decode() == (
         "temperature,channel=motor,device=pump1,gateway=g1,unit=°C "
         f"mean=1.5,min=1.0,max=2.0,stddev=0.5,first=1.0,last=2.0,count=2i,span_ms=10000i {T}\n"
@@ -72,7 +82,7 @@ def test_a_gauge_has_all_numbers_with_integers_marked_and_its_tags_in_the_order_
 
 
 def test_an_empty_unit_is_no_tag() -> None:
-    (point,) = points_of(lines_of(summaries(dict(series=1, last=1.0, increase=3.0, count=1, time_ns=T))))
+    (point,) = points_of(lines_of(summaries({"series": 1, "last": 1.0, "increase": 3.0, "count": 1, "time_ns": T})))
     assert parse_key(point.key) == ("rotation", {"channel": "turns", "device": "pump1", "gateway": "g1"})
     assert point.fields["increase"] == 3.0
 
@@ -80,7 +90,7 @@ def test_an_empty_unit_is_no_tag() -> None:
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 rows = st.lists(
     st.fixed_dictionaries(
-        {name: numbers for name in NUMBERS}
+        dict.fromkeys(NUMBERS, numbers)
         | {
             "series": st.integers(0, 2),
             "time_ns": st.integers(0, 2**62),

@@ -56,7 +56,7 @@ def test_every_alarm_that_the_demo_expects_is_due_within_40_seconds():
             pass
     first = [t for t in truths if t.alarm and t.start_ns < STARTED_NS + 40_000_000_000]
     assert len(first) == sum(fault.alarm for fault in scenario.fault)
-    assert all(STARTED_NS + 11_000_000_000 < t.start_ns and t.by_ns < STARTED_NS + 40_000_000_000 for t in first)
+    assert all(t.start_ns > STARTED_NS + 11_000_000_000 and t.by_ns < STARTED_NS + 40_000_000_000 for t in first)
 
 
 def test_a_group_of_several_numbers_its_devices():
@@ -68,7 +68,8 @@ def test_devices_of_one_group_do_not_all_send_at_the_same_moment(tmp_path):
     path = tmp_path / "many.toml"
     path.write_text(SMALL.replace("count = 2", "count = 50"))
     phases = {machine.schedule.phase_s for machine in load_scenario(str(path)).devices(1)}
-    assert len(phases) == 51 and max(phases) < 1.0
+    assert len(phases) == 51
+    assert max(phases) < 1.0
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,8 @@ def test_a_wrong_scenario_is_refused_with_the_file_and_the_reason(tmp_path, addi
     path.write_text(f"{SMALL}\n{addition}\n")
     with pytest.raises(ConfigError) as raised:
         load_scenario(str(path))
-    assert "wrong.toml" in str(raised.value) and words in str(raised.value)
+    assert "wrong.toml" in str(raised.value)
+    assert words in str(raised.value)
 
 
 def test_an_unknown_scenario_is_refused_with_the_names_of_those_there_are():
@@ -120,7 +122,8 @@ def test_mqtt_devices_send_one_json_message_a_channel():
 def test_serial_devices_send_one_line_a_reading():
     (line,) = sent("scale", 1)
     said = json.loads(line.payload)
-    assert line.payload.endswith(b"\n") and said["time"] * 1_000_000 == line.time_ns
+    assert line.payload.endswith(b"\n")
+    assert said["time"] * 1_000_000 == line.time_ns
     assert {channel: float(said[channel]) for channel, _ in line.samples} == dict(line.samples)
     (line,) = sent("pump", 1)
     time_ms, *fields = line.payload.decode().strip().split(";")
@@ -131,8 +134,8 @@ def test_serial_devices_send_one_line_a_reading():
 def test_a_malformed_device_breaks_every_second_message_in_every_way_in_turn():
     sequence = sent("gremlin", 4 * len(BREAKAGES))
     assert [message.spoiled for message in sequence] == [False, True] * (2 * len(BREAKAGES))
-    broken = {message.payload for message in sequence if message.spoiled}
-    assert len(broken) == 2 * len(BREAKAGES)
+    first_round = {message.payload for message in sequence[: 2 * len(BREAKAGES)] if message.spoiled}
+    assert len(first_round) == len(BREAKAGES)
     for message in sequence:
         try:
             said = json.loads(message.payload)

@@ -1,6 +1,7 @@
 """Line protocol appended to a plain file: `url = "lines:///var/log/forebay.lp"`.
 
-Writing a line again appends it again: the points are a set, and a reader takes each key once.
+A line that is written again stands there again: the points are a set, and a reader takes each key once.
+A batch with a bad line stores nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from devices.errors import SinkBusy, SinkRefused
+from cloud.sinks.parsing import parse_key, parse_line
+from devices.errors import BadLines, SinkBusy, SinkRefused
 
 
 class LinesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,6 +29,7 @@ class LinesSink:
 
     def __init__(self, url: str, options: LinesOptions) -> None:
         self._path = Path(unquote(urlsplit(url).path))
+        self._one_at_a_time = asyncio.Lock()
         self._file = -1
 
     async def open(self) -> None:
@@ -36,17 +39,33 @@ class LinesSink:
             raise SinkRefused(f"cannot write {self._path}: {error.strerror}") from None
 
     async def write(self, lines: bytes) -> None:
-        await asyncio.to_thread(self._append, lines.rstrip(b"\n") + b"\n")
-
-    def _append(self, lines: bytes) -> None:
-        try:
-            while lines:
-                lines = lines[os.write(self._file, lines) :]
-            os.fsync(self._file)
-        except OSError as error:
-            raise SinkBusy(f"cannot write {self._path}: {error.strerror}") from None
+        _check(lines)
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self._append, lines.rstrip(b"\n") + b"\n")
 
     async def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _append(self, lines: bytes) -> None:
+        """A batch that does not fit is taken back: half a line would spoil the one after it."""
+        end = os.fstat(self._file).st_size
+        try:
+            while lines:
+                lines = lines[os.write(self._file, lines) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise SinkBusy(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def _check(lines: bytes) -> None:
+    """Raises BadLines."""
+    try:
+        text = lines.decode()
+    except UnicodeDecodeError as error:
+        raise BadLines(f"not UTF-8: {error}") from None
+    for line in text.split("\n"):
+        if line:
+            parse_key(parse_line(line).key)

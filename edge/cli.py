@@ -1,0 +1,243 @@
+"""forebay-edge run | check | watch | status. argparse, since the daemon stays small."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from devices.errors import ForebayError
+from edge.config import EdgeConfig, load_config
+
+ASK_S = 5.0
+"""How long the daemon may take to answer."""
+LISTEN_S = 5.0
+
+
+class Command(NamedTuple):
+    """A command's help, with an example."""
+
+    name: str
+    summary: str
+    description: str
+    example: str
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "run the gateway",
+        "Run the gateway until SIGTERM or Ctrl-C: read the sources, recognise what is abnormal, summarise, store, "
+        "and send. It may be killed at any time; what it acknowledged is not lost.",
+        "forebay-edge run /etc/forebay/edge.toml",
+    ),
+    Command(
+        "check",
+        "look at everything the configuration names, and change nothing",
+        "Validate configuration and profiles, open each source for a few seconds, show its first decoded samples and "
+        "what would be sent, and ask the uplink's broker for its limits. Exit code 0 only if all is well.",
+        "forebay-edge check /etc/forebay/edge.toml --seconds 10",
+    ),
+    Command(
+        "watch",
+        "show what a source of the running gateway brings",
+        "Show, from the running gateway, the raw bytes, the decoded values and the last error of a source, live, "
+        "until Ctrl-C. The port stays with the gateway.",
+        "forebay-edge watch /etc/forebay/edge.toml pump1",
+    ),
+    Command(
+        "status",
+        "show how the running gateway is doing",
+        "Show, from the running gateway: sources, store, link, alarms, and the account of all samples.",
+        "forebay-edge status /etc/forebay/edge.toml",
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code. 2: it could not be done, and the reason is on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments, load_config(Path(arguments.config)))
+    except ForebayError as error:
+        print(f"forebay-edge: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `forebay-edge watch ... | head`
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="forebay-edge",
+        description="The gateway of Forebay: from sensors to the cloud, with nothing lost.",
+        epilog="example: forebay-edge check gateway.toml && forebay-edge run gateway.toml",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {}
+    for command in COMMANDS:
+        made[command.name] = each = commands.add_parser(
+            command.name, help=command.summary, description=command.description, epilog=f"example: {command.example}"
+        )
+        each.add_argument("config", metavar="CONFIG", help="the gateway's TOML file")
+    made["check"].add_argument(
+        "--seconds", type=float, default=LISTEN_S, help="how long to listen to each source (default: %(default)g)"
+    )
+    made["watch"].add_argument("source", metavar="SOURCE", help="name of the source in the file")
+    made["watch"].add_argument("--json", action="store_true", help="JSON lines, as the gateway sends them")
+    made["status"].add_argument("--json", action="store_true", help="JSON, as the gateway sends it")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, config: EdgeConfig) -> int:
+    if arguments.command == "run":
+        from edge.daemon import run  # numba, sqlite3 and the like, which the other commands do not need
+
+        return run(config)
+    if arguments.command == "check":
+        return _check(config, arguments.seconds)
+    if arguments.command == "watch":
+        return _watch(config, arguments.source, arguments.json)
+    return _status(config, arguments.json)
+
+
+def _check(config: EdgeConfig, listen_s: float) -> int:
+    from edge.check import check
+
+    logging.getLogger("devices").setLevel(logging.CRITICAL)  # the report says it, once
+    report = asyncio.run(check(config, listen_s))
+    print("\n".join(report.lines))
+    return 0 if not report.problems else 1
+
+
+# -- asking the daemon -------------------------------------------------------------------------------
+
+
+def _status(config: EdgeConfig, as_json: bool) -> int:
+    with _ask(config, "/status") as answer:
+        body = answer.read()
+    print(body.decode().rstrip() if as_json else "\n".join(outline(json.loads(body))))
+    return 0
+
+
+def _watch(config: EdgeConfig, source: str, as_json: bool) -> int:
+    with _ask(config, f"/watch?source={quote(source, safe='')}") as answer:
+        for line in answer:
+            print(line.decode().rstrip() if as_json else "\n".join(record_lines(json.loads(line))), flush=True)
+    return 0
+
+
+class _Asked:
+    """An answer that closes its connection."""
+
+    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._answer = answer
+
+    def __enter__(self) -> http.client.HTTPResponse:
+        return self._answer
+
+    def __exit__(self, *error: object) -> None:
+        self._answer.close()
+        self._connection.close()
+
+
+def _ask(config: EdgeConfig, path: str) -> _Asked:
+    """GET from the daemon's own port. Raises ForebayError when it does not run, or says no."""
+    host, port = config.status.address
+    connection = http.client.HTTPConnection(host, port, timeout=ASK_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        raise ForebayError(
+            f"the gateway does not answer at {config.status.listen} ({error}): is `forebay-edge run` running with "
+            "this file? [status] listen says where it is to be asked"
+        ) from None
+    if answer.status != 200:
+        why = answer.read(1000).decode(errors="replace").strip()
+        connection.close()
+        raise ForebayError(f"the gateway says: {why}")
+    return _Asked(connection, answer)
+
+
+# -- as text -----------------------------------------------------------------------------------------
+
+
+def outline(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A nested dict as lines; a dict of dicts with the same keys as a table. Names that devices chose are made safe."""
+    width = max((len(key) for key, value in tree.items() if not isinstance(value, dict)), default=0)
+    for key, value in tree.items():
+        name = _safe(key)
+        if isinstance(value, dict):
+            if not value:
+                continue
+            yield f"{indent}{name}"
+            yield from table(value, indent + "  ") if _is_table(value) else outline(value, indent + "  ")
+        elif isinstance(value, list):
+            yield f"{indent}{name}"
+            yield from (f"{indent}  {_safe(_text(item))}" for item in value)
+        else:
+            yield f"{indent}{name:<{width}}  {_safe(_text(value))}"
+
+
+def table(rows: dict[str, dict[str, Any]], indent: str) -> Iterator[str]:
+    """Rows with one header."""
+    columns = list(next(iter(rows.values())))
+    cells = [["", *columns], *([name, *(_text(row[c]) for c in columns)] for name, row in rows.items())]
+    safe = [[_safe(cell) for cell in row] for row in cells]
+    widths = [max(len(row[i]) for row in safe) for i in range(len(safe[0]))]
+    for row in safe:
+        yield indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def record_lines(record: dict[str, Any]) -> Iterator[str]:
+    """A record of `watch` as lines."""
+    if record.get("text"):
+        yield f"<  {_safe(record['text'].rstrip())}"
+        if any(ord(c) < 32 and c not in "\t\r\n" for c in record["text"]) or "\\x" in record["text"]:
+            yield f"   {record['hex']}"
+    for value in record.get("values", ()):
+        yield f"   {_safe(value['device'])}  {_safe(value['channel'])} = {value['value']!r}"
+    for reason, count in record.get("rejected", {}).items():
+        yield f"   rejected: {reason} {count}"
+    if record.get("error"):
+        yield f"!  {_safe(record['error'])}"
+    elif not record.get("text"):
+        yield f"   ({record.get('state', 'unknown')}, nothing new)"
+
+
+def _is_table(value: dict[str, Any]) -> bool:
+    rows = list(value.values())
+    return all(isinstance(row, dict) and list(row) == list(rows[0]) for row in rows) and not any(
+        isinstance(cell, dict | list) for row in rows for cell in row.values()
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _safe(text: str) -> str:
+    """Control characters of a device must not reach a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

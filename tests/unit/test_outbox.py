@@ -1,0 +1,147 @@
+"""The outbox: which frames may go, which are on their way, and which hold up others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from devices.model import Lane
+from edge.custody import Custody, OutboxRow
+from edge.uplink import SENDS_BEFORE_SLOW, Outbox, TokenBucket
+
+WINDOW = 1000
+
+
+def row(seq: int, size: int = 100, lane: Lane = Lane.LIVE) -> OutboxRow:
+    return OutboxRow(seq, lane, "data", seq, bytes([seq % 256]) * 8, Custody.none(), size)
+
+
+def commit(outbox: Outbox, *rows: OutboxRow) -> dict[Lane, int]:
+    limits = outbox.plan_limits(rows)
+    outbox.committed(rows, limits)
+    return limits
+
+
+def due(outbox: Outbox, now_s: float = 0.0) -> list[int]:
+    return [flight.row.seq for flight in outbox.due(now_s)]
+
+
+def test_only_frames_within_the_window_may_go() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    limits = commit(outbox, *(row(seq) for seq in range(1, 16)))
+    assert limits == {Lane.LIVE: 10}
+    assert due(outbox) == list(range(1, 11))
+    assert [r.seq for r in outbox.held()] == list(range(11, 16))
+
+
+def test_a_receipt_lets_the_next_go() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq) for seq in range(1, 16)))
+    for seq in (1, 2, 3):
+        outbox.remove(seq)
+    assert commit(outbox) == {Lane.LIVE: 13}
+    assert due(outbox) == list(range(4, 14))
+
+
+def test_a_frame_larger_than_the_window_goes_alone() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1, size=5000), row(2))
+    assert due(outbox) == [1]
+    outbox.remove(1)
+    commit(outbox)
+    assert due(outbox) == [2]
+
+
+def test_a_backlog_never_stands_before_an_alarm() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq) for seq in range(1, 100)))
+    commit(outbox, row(100, lane=Lane.ALARM))
+    assert due(outbox)[0] == 100
+
+
+def test_the_backlog_of_an_outage_follows_what_is_made_after_it() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq) for seq in range(1, 31)))
+    outbox.to_backfill(outbox.live_limit())
+    for seq in range(1, 11):
+        outbox.remove(seq)
+    commit(outbox, row(31))
+    assert due(outbox)[0] == 31
+    assert due(outbox)[1:] == list(range(11, 21))
+
+
+def test_a_frame_that_is_not_receipted_is_sent_again_later_and_later() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1))
+    waits = []
+    now_s = 0.0
+    for _ in range(8):
+        (flight,) = outbox.due(now_s)
+        outbox.published(flight, now_s, timeout_s=10, jitter=0.5)
+        waits.append(outbox.next_due_s() - now_s)
+        assert outbox.due(now_s) == []
+        now_s = outbox.next_due_s()
+    assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
+def test_a_frame_that_never_gets_its_receipt_does_not_hold_up_the_others() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1, size=900), row(2, size=900))
+    assert due(outbox) == [1]
+    now_s = 0.0
+    for _ in range(SENDS_BEFORE_SLOW + 1):
+        (flight,) = outbox.due(now_s)
+        outbox.receipts += 1
+        outbox.published(flight, now_s, timeout_s=10, jitter=0.5)
+        now_s = outbox.next_due_s()
+    assert outbox.slow() == [1]
+    commit(outbox)
+    assert due(outbox) == [2]
+
+
+def test_no_frame_is_slow_while_nothing_is_receipted() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1))
+    now_s = 0.0
+    for _ in range(20):
+        (flight,) = outbox.due(now_s)
+        outbox.published(flight, now_s, timeout_s=10, jitter=0.5)
+        now_s = outbox.next_due_s()
+    assert outbox.slow() == []
+
+
+def test_after_a_lost_link_everything_unreceipted_is_due_again() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1), row(2))
+    for flight in outbox.due(0.0):
+        outbox.published(flight, 0.0, timeout_s=10, jitter=0.5)
+    assert due(outbox) == []
+    outbox.link_lost()
+    assert due(outbox) == [1, 2]
+
+
+def test_a_restart_knows_what_may_have_been_published() -> None:
+    outbox = Outbox([row(1), row(2), row(3)], {Lane.LIVE: 2}, WINDOW)
+    assert due(outbox) == [1, 2]
+    assert [r.seq for r in outbox.held()] == [3]
+    assert outbox.size_bytes == 300
+
+
+@pytest.mark.parametrize("rate", [1000, 50_000])
+def test_a_token_bucket_holds_its_rate_over_any_longer_time(rate: int) -> None:
+    bucket = TokenBucket(rate)
+    rng = np.random.default_rng(1)
+    now_s, sent = 0.0, 0
+    bucket.wait_s(0, now_s)
+    while now_s < 60:
+        size = int(rng.integers(1, rate))
+        wait_s = bucket.wait_s(size, now_s)
+        if wait_s:
+            now_s += wait_s
+        else:
+            sent += size
+    assert 0.9 * rate * 60 <= sent <= rate * 61
+
+
+def test_without_a_rate_nothing_waits() -> None:
+    assert TokenBucket(0).wait_s(1 << 30, 0.0) == 0.0

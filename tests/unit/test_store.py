@@ -1,0 +1,229 @@
+"""The store: one transaction a commit, bounded, and never in the way of a start."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from devices.errors import StoreCorrupt, StoreError, StoreFull
+from devices.model import Lane, SeriesSpec
+from edge.custody import BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
+from edge.store import DEAD_LETTERS_MAX, Store
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "edge.db"
+
+
+def frame(store: Store, seq: int, lane: Lane = Lane.LIVE, payload: bytes = b"frame") -> tuple[OutboxRow, bytes]:
+    custody = Custody(np.array([0, 3], np.int32), np.array([5, 7], np.int64))
+    return OutboxRow(seq, lane, "data", 1000 + seq, b"digest-8", custody, len(payload)), payload
+
+
+def reopened(store: Store, size: int = 8 * MIB) -> Store:
+    store.close()
+    return Store.open(store.path, size)
+
+
+def test_what_was_committed_is_there_after_a_restart(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    spec = SeriesSpec("pump1", "flow", "flow", "l/s")
+    store.commit(
+        Commit(
+            new_series=[(0, spec)],
+            block=b"block",
+            samples=3,
+            first_ns=10,
+            last_ns=20,
+            frames=[frame(store, 1), frame(store, 2, Lane.ALARM)],
+            send_limits={Lane.ALARM: 2},
+            unconfirmed={"plant": b"ids"},
+        )
+    )
+    epoch = store.epoch
+    store = reopened(store)
+    assert store.epoch == epoch
+    assert store.series() == [spec]
+    assert list(store.blocks(0)) == [(1, b"block")]
+    rows = store.outbox()
+    assert [(row.seq, row.lane, row.leaf, row.digest, row.size_bytes) for row in rows] == [
+        (1, Lane.LIVE, "data", b"digest-8", 5),
+        (2, Lane.ALARM, "data", b"digest-8", 5),
+    ]
+    assert rows[0].custody.series.tolist() == [0, 3]
+    assert rows[0].custody.samples.tolist() == [5, 7]
+    assert store.send_limits() == {Lane.ALARM: 2}
+    assert store.unconfirmed() == {"plant": b"ids"}
+    assert store.frames([1, 2, 9]) == {1: b"frame", 2: b"frame"}
+    store.close()
+
+
+def test_a_sequence_number_is_never_given_twice_however_empty_the_outbox_is(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(frames=[frame(store, 1), frame(store, 2)]))
+    store.commit(Commit(removed=[1, 2]))
+    assert store.outbox() == []
+    store = reopened(store)
+    assert store.next_seq() == 3
+    store.close()
+
+
+def test_a_full_store_changes_nothing_and_works_again_when_room_was_made(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    with pytest.raises(StoreFull):
+        for _ in range(100):
+            store.commit(Commit(block=os.urandom(MIB // 4), samples=1, first_ns=1, last_ns=1))
+    last = store.last_block()
+    usage = store.usage()
+    with pytest.raises(StoreFull):
+        store.commit(Commit(block=os.urandom(MIB), frames=[frame(store, 1)]))
+    assert store.last_block() == last
+    assert store.outbox() == []
+    assert store.usage() == usage
+    store.commit(Commit(trim_journal_to=last - 3))
+    store.commit(Commit(block=os.urandom(MIB), samples=1, first_ns=1, last_ns=1))
+    assert [block for block, _ in store.blocks(0)] == [last - 2, last - 1, last, last + 1]
+    store.close()
+
+
+def test_file_and_log_together_stay_within_the_limit(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    for round_ in range(200):
+        store.commit(
+            Commit(
+                block=os.urandom(100_000), samples=1, first_ns=1, last_ns=1, trim_journal_to=max(store.last_block() - 9, 0)
+            )
+        )
+        if round_ % 20 == 0:
+            assert sum(p.stat().st_size for p in path.parent.iterdir()) <= 8 * MIB
+    store.close()
+
+
+def test_the_file_has_its_full_size_from_the_start(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    size = path.stat().st_size
+    assert size > 6 * MIB
+    with pytest.raises(StoreFull):
+        for _ in range(100):
+            store.commit(Commit(block=os.urandom(MIB // 4)))
+    assert path.stat().st_size <= 8 * MIB
+    store.close()
+
+
+def test_a_damaged_file_is_set_aside_whole_and_the_start_goes_on(path: Path) -> None:
+    Store.open(path, 8 * MIB).close()
+    damaged = b"no database" * 1000
+    path.write_bytes(damaged)
+    store = Store.open(path, 8 * MIB)
+    assert Path(store.set_aside).read_bytes() == damaged
+    assert store.next_seq() == 1
+    store.close()
+
+
+def test_a_file_of_a_newer_version_is_set_aside_whole(path: Path) -> None:
+    Store.open(path, 8 * MIB).close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'schema'")
+    db.close()
+    store = Store.open(path, 8 * MIB)
+    assert store.set_aside
+    assert sqlite3.connect(store.set_aside).execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == (99,)
+    store.close()
+
+
+def test_a_second_daemon_on_one_store_is_told_so(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(block=b"x"))
+    with pytest.raises(StoreError, match="already running"):
+        Store.open(path, 8 * MIB)
+    store.close()
+
+
+def test_a_store_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"\[store\] path"):
+        Store.open(tmp_path / "file" / "edge.db", 8 * MIB)
+
+
+def test_a_damaged_block_is_found(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(block=b"good", samples=1, first_ns=1, last_ns=1))
+    store.commit(Commit(block=b"fine", samples=1, first_ns=1, last_ns=1))
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE journal SET block = x'00' WHERE id = 2")
+    db.close()
+    store = Store.open(path, 8 * MIB)
+    blocks = store.blocks(0)
+    assert next(blocks) == (1, b"good")
+    with pytest.raises(StoreCorrupt, match="block 2"):
+        next(blocks)
+    blocks.close()
+    store.close()
+
+
+def test_a_snapshot_counts_only_whole(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    rows = np.zeros(5000, np.dtype([("a", np.int32), ("b", np.float64)], align=True))
+    rows["b"] = np.arange(5000)
+    state = {"rows": rows, "empty": np.empty(0), "wide": np.arange(12).reshape(4, 3)}
+    store.commit(Commit(block=b"1"))
+    store.write_snapshot(1, state, {})
+    store.commit(Commit(block=b"2"))
+    store.write_snapshot(2, {"rows": rows[:1]}, {})
+    store._db.execute("DELETE FROM snapshot WHERE part = ''")  # as after a crash before the closing row
+    assert store.read_snapshot() == (0, {})
+    store.write_snapshot(2, state, {0: SeriesSpec("d", "c", "q", "")})
+    store = reopened(store)
+    block, found = store.read_snapshot()
+    assert block == 2
+    assert found.keys() == state.keys()
+    for part, array in state.items():
+        np.testing.assert_array_equal(found[part], array)
+    assert store.series() == [SeriesSpec("d", "c", "q", "")]
+    store.close()
+
+
+def test_blocks_of_a_span_are_found_by_bisection(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    spans = [(0, 9), (10, 19), (5, 12), (20, 29), (3, 4), (30, 39)]
+    for i, (first, last) in enumerate(spans):
+        store.commit(Commit(block=str(i).encode(), samples=1, first_ns=first, last_ns=last))
+    for lo in range(0, 45):
+        for hi in range(lo, 45):
+            expected = [str(i).encode() for i, (first, last) in enumerate(spans) if last >= lo and first <= hi]
+            assert store.blocks_between(lo, hi) == expected
+    assert store.committed().high_ns == 39
+    store.commit(Commit(trim_journal_to=3))
+    assert store.committed().journal_floor_ns == 19
+    assert reopened(store).journal_floor_ns() == 19
+
+
+def test_dead_letters_are_bounded_and_hold_whole_frames(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(frames=[frame(store, 1, payload=b"whole frame")]))
+    store.commit(Commit(removed=[1], buried=[BuriedFrame(1, 77, "refused", "version")]))
+    assert store.dead_letters() == [DeadLetter(77, "uplink", "refused", "version", b"whole frame")]
+    for start in range(0, 2 * DEAD_LETTERS_MAX, 100):
+        letters = [DeadLetter(i, "plant", "malformed", "", b"x" * 10_000) for i in range(start, start + 100)]
+        store.commit(Commit(dead_letters=letters))
+    kept = store.dead_letters(limit=5000)
+    assert len(kept) == DEAD_LETTERS_MAX
+    assert kept[0].at_ns == 2 * DEAD_LETTERS_MAX - 1
+    assert {len(letter.payload) for letter in kept} == {4096}
+    store.close()
+
+
+def test_live_frames_above_a_limit_become_backlog(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(frames=[frame(store, 1), frame(store, 2), frame(store, 3, Lane.ALARM)]))
+    store.commit(Commit(to_backfill_above=1))
+    assert [row.lane for row in store.outbox()] == [Lane.LIVE, Lane.BACKFILL, Lane.ALARM]
+    store.close()
