@@ -34,13 +34,13 @@ from edge.clock import TICK_S, Clock
 from edge.custody import BuriedFrame, Commit, Committed, DeadLetter, JournalRow, OutboxRow
 from edge.identity import ACCEPTED, BEHIND_JOURNAL
 from edge.intake import Drained, Intake
+from edge.kernels.settle import settle_entry
 from edge.ledger import Deltas
 from edge.metrics import Histogram
 from edge.operators import Operators
 from edge.registry import Registry
 from edge.seal import Sealed, Sealer
 from edge.uplink import Uplink
-from edge.windows import settle
 
 log = logging.getLogger("forebay.pump")
 
@@ -474,7 +474,7 @@ class Pump:
             self._cannot_merge.update(row.seq for row in rows)
             return
         merged = degrade.merge(np.concatenate([part for _, part in summaries]), window_ns)
-        settle(merged)
+        settle_entry(merged)
         after = list(self._sealer.backlog(merged, self._clock.now_ns()))
         gain = 1 - sum(row.size_bytes for row, _ in after) / sum(row.size_bytes for row in before)
         self._cannot_merge.update(row.seq for row in rows)  # those of them that go do not come back

@@ -74,6 +74,7 @@ class Windows:
             if own["next_window_ns"] == window_ns:
                 return
             self._close_until(index, int(own["switch_ns"]))
+            own["closed_ns"] = max(own["closed_ns"], own["switch_ns"])
             own["window_ns"] = own["next_window_ns"]
         own["switch_ns"] = EVER_NS
         if own["window_ns"] == window_ns:

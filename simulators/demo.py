@@ -10,6 +10,7 @@ sink; the account is read; edge, ingester, sink and brokers end by pid.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,45 @@ OUTAGE_S = 10.0
 OUTAGE_AT_S = 16.0
 
 
+class Outage:
+    """Cuts the uplink once, by killing its broker, and brings an empty one back."""
+
+    def __init__(self, uplink: Broker, seconds: float | None, say: Callable[[str], None]) -> None:
+        self._uplink = uplink
+        self._say = say
+        share = math.inf if seconds is None else 0.4 * seconds
+        self._at_s, self._length_s = min(OUTAGE_AT_S, share), min(OUTAGE_S, share)
+        self._begun_ns = self._over_ns = 0
+        self._restored = False
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """UTC of the broker's end, and of when edge and ingester both had the new one (until then: now)."""
+        return (self._begun_ns, self._over_ns or time.time_ns()) if self._begun_ns else None
+
+    def step(self, elapsed_s: float, linked: bool) -> str:
+        """To be called often; gives what there is to say about it. `linked`: edge and ingester are connected."""
+        if not self._begun_ns:
+            if elapsed_s < self._at_s:
+                return f"outage in {self._at_s - elapsed_s:.0f} s"
+            self._begun_ns = time.time_ns()
+            self._uplink.kill()
+            self._say(f"{elapsed_s:4.0f} s  the uplink's broker is killed, and all that it holds with it")
+        elif not self._restored and elapsed_s >= self._at_s + self._length_s:
+            self.restore(elapsed_s)
+        elif self._restored and not self._over_ns and linked:
+            self._over_ns = time.time_ns()
+            self._say(f"{elapsed_s:4.0f} s  edge and ingester are connected again")
+        return "the uplink is cut" if not self._restored else "outage over" if self._over_ns else "broker back"
+
+    def restore(self, elapsed_s: float) -> None:
+        """Bring the broker back, if it is away."""
+        if self._begun_ns and not self._restored:
+            self._uplink.start()
+            self._restored = True
+            self._say(f"{elapsed_s:4.0f} s  the uplink's broker is back, and empty")
+
+
 @dataclass(slots=True)
 class Demo:
     """One run. `run` does it all."""
@@ -54,8 +94,6 @@ class Demo:
     scenario_name: str = "demo"
     first_point_s: float | None = None
     """From the first sample to the first point in the sink."""
-    cut: tuple[int, int] | None = None
-    """UTC of the start and end of the outage."""
     _ready_s: dict[str, float] = field(default_factory=dict)
     _cpu_at_start_s: dict[str, float] = field(default_factory=dict)
     _rss_bytes: dict[str, int] = field(default_factory=dict)
@@ -94,21 +132,23 @@ class Demo:
         for process in (ingester.process, edge.process, simulators):
             parts.callback(process.stop)
         simulators.start()
+        record = self._record(simulators)  # the serial devices' ports are there now
         self._start(services)
         self.display.say(f"run folder {self.folder}; gateway {gateway}; sink {sink.name}; edge {edge.address}/status")
-        record = self._record()
         with AlarmWatch(sink.stored) as watch:
             started_s = time.monotonic()
-            self._work(services, simulators, uplink, sink.stored, watch)
+            outage = Outage(uplink, self.seconds, self.display.say)
+            self._work(services, simulators, outage, sink.stored, watch)
             simulators.stop(SIMULATORS_END_TIMEOUT_S)
             seconds = time.monotonic() - started_s
-            self._settle(record, sink.stored)
+            outage.restore(seconds)
+            self._settle(services, record, sink.stored, outage, started_s)
         report = score(
             record.by_series(),
             read_truth(self.folder / "record" / "truth.jsonl"),
             sink.stored,
             seen=watch.seen,
-            cut=self.cut,
+            cut=outage.cut,
             uplink_bytes=Vitals(edge, ingester).uplink_bytes,
         )
         report.processes = self._process_scores(services, report.produced)
@@ -116,43 +156,30 @@ class Demo:
         return report
 
     def _start(self, services: dict[str, Service]) -> None:
-        """Start edge and ingester side by side, and time how long each takes."""
-        started_s = time.monotonic()
-        for service in services.values():
+        """Start one after the other, so that none is slowed down by another, and time how long each takes."""
+        for name, service in reversed(services.items()):
+            started_s = time.monotonic()
             service.process.start()
-        while len(self._ready_s) < len(services):
-            for name, service in services.items():
-                if name in self._ready_s:
-                    continue
-                if service.is_ready():
-                    self._ready_s[name] = round(time.monotonic() - started_s, 3)
-                elif time.monotonic() - started_s > READY_TIMEOUT_S or not service.process.running:
-                    service.process.wait_until(lambda: False, 0.0, "ready")  # raises, with its output
-            time.sleep(0.01)
-        for name, service in services.items():
+            service.process.wait_until(service.is_ready, READY_TIMEOUT_S, "ready")
+            self._ready_s[name] = round(time.monotonic() - started_s, 3)
             self._cpu_at_start_s[name] = _cpu_s(service.process)
 
-    def _record(self) -> RecordReader:
+    def _record(self, simulators: Process) -> RecordReader:
         """The simulators' record, once they have begun it."""
-        deadline_s = time.monotonic() + READY_TIMEOUT_S
-        while not (self.folder / "record" / "events.bin").exists():
-            if time.monotonic() > deadline_s:
-                raise ProcessError(f"the simulators have not begun: see {self.folder / 'simulators.log'}")
-            time.sleep(0.02)
-        return RecordReader(self.folder / "record")
+        record = RecordReader(self.folder / "record")
+        simulators.wait_until(record.is_ready, READY_TIMEOUT_S, "ready")
+        return record
 
     def _work(
         self,
         services: dict[str, Service],
         simulators: Process,
-        uplink: Broker,
+        outage: Outage,
         stored: StoredSink,
         watch: AlarmWatch,
     ) -> None:
         """Until the time is over: watch, and cut the uplink once."""
         started_s = time.monotonic()
-        outage = self._outage(uplink, started_s)
-        note = ""
         while not self.stop.is_set():
             elapsed_s = time.monotonic() - started_s
             if self.seconds is not None and elapsed_s >= self.seconds:
@@ -163,49 +190,31 @@ class Demo:
                         f"the {name} ended by itself with {process.returncode}:\n{process.output()[-2000:]}"
                     )
             vitals = Vitals(services["edge"], services["ingester"])
-            note = outage(vitals.linked)
+            note = outage.step(elapsed_s, vitals.linked)
             if self.first_point_s is None and stored.holds_samples():
                 self.first_point_s = round(elapsed_s, 2)
             self._measure(services)
             self.display.show(elapsed_s, vitals, len(watch.seen), note)
             self.stop.wait(TICK_S)
 
-    def _outage(self, uplink: Broker, started_s: float) -> Callable[[bool], str]:
-        """A function of whether the link is up that cuts and restores it in time, and says what it has done."""
-        at_s, length_s = OUTAGE_AT_S, OUTAGE_S
-        if self.seconds is not None:
-            at_s, length_s = min(at_s, 0.4 * self.seconds), min(length_s, 0.4 * self.seconds)
-        begun_ns = 0
-        restored = False
-
-        def step(linked: bool) -> str:
-            nonlocal begun_ns, restored
-            elapsed_s = time.monotonic() - started_s
-            if not begun_ns and elapsed_s >= at_s:
-                begun_ns = time.time_ns()
-                uplink.kill()
-                self.display.say(f"{elapsed_s:4.0f} s  the uplink's broker is killed, and all that it holds with it")
-            elif begun_ns and not restored and elapsed_s >= at_s + length_s:
-                uplink.start()
-                restored = True
-                self.display.say(f"{elapsed_s:4.0f} s  the uplink's broker is back, and empty")
-            elif restored and self.cut is None and linked:
-                self.cut = begun_ns, time.time_ns()
-            if not begun_ns:
-                return f"outage in {at_s - elapsed_s:.0f} s"
-            return "outage over" if restored else "the uplink is cut"
-
-        return step
-
-    def _settle(self, record: RecordReader, stored: StoredSink) -> None:
+    def _settle(
+        self,
+        services: dict[str, Service],
+        record: RecordReader,
+        stored: StoredSink,
+        outage: Outage,
+        started_s: float,
+    ) -> None:
         """Wait until the sink holds all that was sent and the ledger all that was rejected, or time is up."""
         deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
         self.display.say("the simulators have stopped; waiting until everything is in the sink")
         records = record.by_series()
         while time.monotonic() < deadline_s:
-            if is_settled(records, stored):
+            linked = Vitals(services["edge"], services["ingester"]).linked
+            outage.step(time.monotonic() - started_s, linked)
+            if linked and is_settled(records, stored):
                 return
-            time.sleep(2 * TICK_S)
+            time.sleep(TICK_S)
 
     def _measure(self, services: dict[str, Service]) -> None:
         for name, service in services.items():

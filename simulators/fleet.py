@@ -151,6 +151,7 @@ class Fleet:
         }
         count = min(scenario.connections, len(self.machines) - len(self._ports))
         self._publishers = [Publisher(broker, f"simulators-{number}", self._settled) for number in range(count)]
+        self.recorder.begin()
 
     def run(self, stop: threading.Event, seconds: float = math.inf) -> None:
         """Send until `stop` is set, or for so many seconds; then wait until what was sent is acknowledged."""

@@ -76,7 +76,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, elapsed_s: float, vitals: Vitals, alarms_seen: int, note: str) -> None:
         """The state at `elapsed_s` of the run; `note`: what the demo itself is doing."""

@@ -65,12 +65,13 @@ class RecordedSeries(msgspec.Struct, frozen=True):
 
 
 class Recorder:
-    """Writes the record. Not thread-safe."""
+    """Writes the record: `add_series`, `begin`, `write`, `close`. Not thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._series: IO[bytes] = (folder / "series.jsonl").open("wb")
-        self._events: IO[bytes] = (folder / "events.bin").open("wb")
+        self._events: IO[bytes] | None = None
         self._count = 0
         self._flushed_s = 0.0
 
@@ -81,9 +82,14 @@ class Recorder:
         self._count += 1
         return self._count - 1
 
+    def begin(self) -> None:
+        """All series are there, and every device is ready to send."""
+        self._events = (self._folder / "events.bin").open("wb")
+
     def write(
         self, event: Event, series: int, time_ns: int, value: float, *, sent_ns: int = 0, payload_bytes: int = 0
     ) -> None:
+        assert self._events is not None, "nothing is written before `begin`"
         self._events.write(_ROW.pack(series, event, min(payload_bytes, 0xFFFF), time_ns, sent_ns, value))
         now_s = time.monotonic()
         if now_s - self._flushed_s > FLUSH_S:
@@ -91,11 +97,13 @@ class Recorder:
             self._flushed_s = now_s
 
     def flush(self) -> None:
-        self._events.flush()
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
         self._series.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 @dataclass(slots=True)
@@ -121,6 +129,10 @@ class RecordReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def is_ready(self) -> bool:
+        """Whether the devices are there, their serial ports included."""
+        return (self._folder / "events.bin").exists()
 
     def series(self) -> list[RecordedSeries]:
         lines = (self._folder / "series.jsonl").read_bytes().split(b"\n")[:-1]

@@ -8,8 +8,9 @@ windows are joined where they overlap, and in each stretch
     doubled = max(0, stored - sent)       stored: the sum of `count` over the stretch's points
 
 so that what is missing here never makes up for what is too much there. A raw point fills a gap in its
-stretch; where nothing is missing it is a copy sent as evidence. `altered` counts samples of stretches whose
-number is right while mean, min or max are not.
+stretch; where nothing is missing it is a copy sent as evidence. `altered` counts what is there and wrong:
+the samples of stretches whose number is right while mean, min or max are not, and the changes of a state that
+are missing, or were none.
 
 **Alarms**: each fault that demands one, and whose deadline lay within the run, must have an opening between
 its start and its deadline. An opening that no fault explains, its aftermath included, is false. Latency runs
@@ -182,7 +183,8 @@ def series_score(record: SeriesRecord, stored: StoredSeries) -> SeriesScore:
         stored=int(count.sum() + filled.sum()) + len(raw_outside),
         lost=int(np.maximum(0, taken - count - filled).sum()) + len(np.setdiff1d(taken_outside, raw_outside)),
         doubled=int(np.maximum(0, count - sent).sum()) + len(np.setdiff1d(raw_outside, outside_ns)),
-        altered=_altered(record, stored, starts_ns, stretch, exact=(count == sent) & (taken == sent)),
+        altered=_altered(record, stored, starts_ns, stretch, exact=(count == sent) & (taken == sent))
+        + _wrong_changes(record, stored),
     )
 
 
@@ -219,18 +221,25 @@ def _altered(
         size = int(stored.count[points].sum())
         values = record.value[edge[number] : edge[number] + size]
         mean = float((stored.mean[points] * stored.count[points]).sum() / size)
-        same = (
-            values.min() == stored.min[points].min()
-            and values.max() == stored.max[points].max()
-            and abs(values.mean() - mean) <= max(tolerance, 1e-9 * abs(mean))
-        )
+        same = values.min() == stored.min[points].min() and values.max() == stored.max[points].max()
+        if record.series.kind != "state":  # which has no mean
+            same &= bool(abs(values.mean() - mean) <= max(tolerance, 1e-9 * abs(mean)))
         altered += 0 if same else size
     return altered
 
 
+def _wrong_changes(record: SeriesRecord, stored: StoredSeries) -> int:
+    """Changes of a state that are missing or were none; unknown while some samples may or may not be stored."""
+    if record.series.kind != "state" or not record.taken.all():
+        return 0
+    changed = np.concatenate([[True], np.diff(record.value) != 0])[: len(record.value)]
+    sent = set(zip(record.time_ns[changed].tolist(), record.value[changed].tolist(), strict=True))
+    return len(sent ^ set(zip(stored.change_ns.tolist(), stored.change.tolist(), strict=True)))
+
+
 def _no_series() -> StoredSeries:
     whole, real = np.empty(0, np.int64), np.empty(0)
-    return StoredSeries(whole, whole, whole, real, real, real, real, real, whole)
+    return StoredSeries(whole, whole, whole, real, real, real, real, real, whole, whole, real)
 
 
 def _accounts(

@@ -9,7 +9,7 @@ import sqlite3
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from devices.errors import ForebayError
 from devices.model import Floats, Int64s
@@ -35,10 +36,10 @@ class SinkUnreadable(ForebayError):
 
 @dataclass(slots=True)
 class StoredSeries:
-    """The summaries of one series in order of time, columns of one length n, and the times of raw points."""
+    """One series in order of time: summaries in columns of one length n, and the points of other kinds."""
 
     time_ns: Int64s
-    """Window start, or start + k ns for a supplement."""
+    """Window start, or start + k ns for a supplement. Numbers that a point does not hold are NaN."""
     span_ms: Int64s
     count: Int64s
     mean: Floats
@@ -47,6 +48,9 @@ class StoredSeries:
     first: Floats
     last: Floats
     raw_ns: Int64s
+    change_ns: Int64s
+    """Times of the changes of a state, and below the values that it took."""
+    change: Floats
 
 
 class StoredAlarm(msgspec.Struct, frozen=True):
@@ -177,33 +181,34 @@ class InfluxStored:
         return series
 
 
-def _gathered(points: Iterator[_Point]) -> dict[SeriesKey, StoredSeries]:
-    """Summaries and raw points by series. Points of a `state` alone are changes, which count no samples."""
-    rows: dict[SeriesKey, list[tuple[float, ...]]] = {}
-    raw: dict[SeriesKey, list[int]] = {}
+def _gathered(points: Iterable[_Point]) -> dict[SeriesKey, StoredSeries]:
+    """Summaries, changes and raw points by series."""
+    summaries: dict[SeriesKey, list[tuple[float, ...]]] = {}
+    changes: dict[SeriesKey, list[tuple[float, ...]]] = {}
+    raw: dict[SeriesKey, list[tuple[float, ...]]] = {}
     for point in points:
         key = point.tags.get("device", ""), point.tags.get("channel", "")
         if "count" in point.fields:
             row = (point.time_ns, *(point.fields.get(name, np.nan) for name in SUMMARY_FIELDS))
-            rows.setdefault(key, []).append(row)
-        elif point.measurement.endswith("_raw"):
-            raw.setdefault(key, []).append(point.time_ns)
-    return {key: _columns(sorted(rows.get(key, [])), sorted(raw.get(key, []))) for key in rows.keys() | raw.keys()}
+            summaries.setdefault(key, []).append(row)
+        if "state" in point.fields:  # a change at a window's very start shares the point of the window's summary
+            changes.setdefault(key, []).append((point.time_ns, point.fields["state"]))
+        if point.measurement.endswith("_raw"):
+            raw.setdefault(key, []).append((point.time_ns,))
+    return {
+        key: StoredSeries(
+            *_columns(summaries.get(key, []), [np.int64] * 3 + [np.float64] * 5),
+            *_columns(raw.get(key, []), [np.int64]),
+            *_columns(changes.get(key, []), [np.int64, np.float64]),
+        )
+        for key in summaries.keys() | changes.keys() | raw.keys()
+    }
 
 
-def _columns(rows: list[tuple[float, ...]], raw_ns: list[int]) -> StoredSeries:
-    time_ns, count, span_ms, mean, low, high, first, last = zip(*rows, strict=True) if rows else [()] * 8
-    return StoredSeries(
-        time_ns=np.array(time_ns, np.int64),
-        span_ms=np.array(span_ms, np.int64),
-        count=np.array(count, np.int64),
-        mean=np.array(mean, np.float64),
-        min=np.array(low, np.float64),
-        max=np.array(high, np.float64),
-        first=np.array(first, np.float64),
-        last=np.array(last, np.float64),
-        raw_ns=np.array(raw_ns, np.int64),
-    )
+def _columns(rows: list[tuple[float, ...]], kinds: list[type[np.generic]]) -> list[NDArray[Any]]:
+    """Rows in order as arrays, one a column."""
+    columns = list(zip(*sorted(rows), strict=True)) or [()] * len(kinds)
+    return [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
 
 
 def _alarm(point: _Point) -> StoredAlarm:

@@ -43,9 +43,8 @@ _CONSTANT = 0x80
 _MINUS_ZERO_BITS = np.int64(-(2**63))
 _POWERS = np.array([10.0**e for e in range(MAX_EXPONENT + 1)] + [1.0] * (FLOAT - MAX_EXPONENT))
 _UNITS_NS = np.array([1, 1_000, 1_000_000, 1_000_000_000], dtype=np.int64)
-_BITS_16, _BITS_32, _BITS_64 = (np.uint16, np.int16), (np.uint32, np.int32), (np.uint64, np.int64)
-_NARROW = (_BITS_16, _BITS_32, _BITS_32, _BITS_64, _BITS_64, _BITS_64, _BITS_64)
-"""The types in which integers of 2 to 8 bytes are put together: narrow ones are several times faster."""
+_NARROW = ((np.uint16, np.int16), (np.uint32, np.int32), (np.uint32, np.int32))
+"""The types in which integers of 2, 3 and 4 bytes are put together: several times faster than in 64 bits."""
 _FROM_ZIGZAG = np.array([(z >> 1) ^ -(z & 1) for z in range(256)], dtype=np.int64)
 _BEYOND = np.int64(2**63 - 1)
 _FEW_ROWS, _FEW_GROUPS = 4, 256
@@ -110,6 +109,11 @@ def unpack_ints(column: bytes, n: int, what: str) -> Int64s:
     if width == 1:
         small: Int64s = _FROM_ZIGZAG.take(planes[0])
         return small
+    if width > 4:
+        rows = np.zeros((n, 8), dtype=np.uint8)
+        rows[:, :width] = planes.T
+        wide = rows.view("<u8").reshape(n).astype(np.uint64, copy=False)
+        return ((wide >> 1) ^ -(wide & 1)).view(np.int64)
     unsigned, signed = _NARROW[width - 2]
     joined = planes[width - 1].astype(unsigned)
     for plane in range(width - 2, -1, -1):
@@ -306,13 +310,13 @@ def to_decimals(values: Floats, groups: Groups, at_least: Int64s | None = None) 
 
 
 def _fit_few(values: Floats, groups: Groups) -> Int64s:
-    """int64[g]: the smallest exponents that do for a few rows of each group, all exponents tried at once."""
+    """int64[g]: the smallest exponents that may do, by a few rows of each group; all are tried at once."""
     few = _FEW_ROWS if len(groups) <= _FEW_GROUPS else 1
     places = groups.starts[:, None] + np.arange(few) * (groups.counts[:, None] - 1) // max(few - 1, 1)
     sample = values[:, places, None]
     with np.errstate(invalid="ignore", over="ignore"):
-        back = np.rint(sample * _POWERS[: MAX_EXPONENT + 1]).astype(np.int64) / _POWERS[: MAX_EXPONENT + 1]
-    exact = (back.view(np.int64) == sample.view(np.int64)).all(axis=(0, 2))
+        back = np.rint(sample * _POWERS[: MAX_EXPONENT + 1]) / _POWERS[: MAX_EXPONENT + 1]
+    exact = (back == sample).all(axis=(0, 2))
     return np.where(exact.any(axis=1), exact.argmax(axis=1), FLOAT)
 
 

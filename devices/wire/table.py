@@ -153,7 +153,7 @@ def arrange(series: Int32s, time_ns: Int64s, table: Table) -> tuple[Int64s, Grou
     counts = np.bincount(series, minlength=len(table))  # itself a ValueError below 0
     if len(counts) > len(table):
         raise ValueError(f"rows name series up to {len(counts) - 1}; the frame's table has {len(table)}")
-    place = np.empty(len(table), dtype=np.uint16 if len(table) <= 1 << 16 else np.int64)  # 16 bits: a radix sort
+    place = np.empty(len(table), dtype=np.min_scalar_type(len(table)))  # up to 16 bits: a radix sort
     place[table.order] = np.arange(len(table))
     key = place.take(series)
     order = np.argsort(key, kind="stable")

@@ -7,12 +7,13 @@ has reached its end, or when a tick finds the series idle. Windows of a series c
 - A sample is late when its window has closed. It goes to the supplement, which holds samples of one window:
   it closes at the next tick, or when a late sample of another window comes.
 - Sum and sum of squares are kept as mean and second moment about it (Welford 1962; merged by Chan, Golub and
-  LeVeque 1979), so a mean of 1e9 costs no digits. Of equal times the first to come is first and last.
+  LeVeque 1979), the mean as distance from the first value, so a level of 1e9 costs no digits. Of equal times the
+  first to come is first and last.
 - Counters: `increase` is the sum of the steps in order of time. The step over a border belongs to the window of the
-  later sample. A fall is a wrap where the register's `counter_wrap` makes it a step of at most half its
-  range, else a reset, and the counter ran from 0. A sample that comes out of order within its window is taken
-  to lie on the way between its neighbours, a late one too (its supplement has increase 0): exact
-  unless the counter was reset between those neighbours.
+  later sample. A fall is a wrap where the register's `counter_wrap` makes it a step of at most half its range, else a
+  reset, and the counter ran from 0. A sample that comes out of order within its window is taken to lie on the way
+  between its neighbours, a late one too (its supplement has increase 0): exact unless the counter was reset
+  between those neighbours.
 - States: a change is a sample whose value differs from the one before it in time. An out-of-order one that
   differs from what was known around it is a change, and the newest known sample is a second one, back; one that is
   older than the last known change is left out.
@@ -88,7 +89,8 @@ SLOT = np.dtype(
         ("start_ns", np.int64),
         ("end_ns", np.int64),
         ("count", np.int64),  # 0: free
-        ("mean", np.float64),
+        ("origin", np.float64),  # the value that came first
+        ("mean", np.float64),  # as distance from the origin
         ("moment", np.float64),  # sum of (x - mean)^2
         ("min", np.float64),
         ("max", np.float64),
@@ -119,22 +121,24 @@ def begin(slot: Any, start_ns: int, end_ns: int, time_ns: int, value: float) -> 
     slot.start_ns = start_ns
     slot.end_ns = end_ns
     slot.count = 1
-    slot.mean = slot.min = slot.max = slot.first = slot.last = value
+    slot.origin = slot.min = slot.max = slot.first = slot.last = value
     slot.first_ns = slot.last_ns = time_ns
-    slot.moment = slot.increase = 0.0
+    slot.mean = slot.moment = slot.increase = 0.0
 
 
 @jit
 def add(slot: Any, time_ns: int, value: float, wrap: float) -> None:
     """One more sample of a window."""
     slot.count += 1
-    delta = value - slot.mean
+    offset = value - slot.origin
+    delta = offset - slot.mean
     if abs(delta) == np.inf:
-        slot.mean += value / slot.count - slot.mean / slot.count
+        share = 1.0 / slot.count
+        slot.mean = (slot.origin + slot.mean) * (1.0 - share) + value * share - slot.origin
         slot.moment = np.inf
     else:
         slot.mean += delta / slot.count
-        slot.moment += delta * (value - slot.mean)
+        slot.moment += delta * (offset - slot.mean)
     slot.min = min(slot.min, value)
     slot.max = max(slot.max, value)
     if time_ns > slot.last_ns:
@@ -156,6 +160,7 @@ def merge(into: Any, slot: Any) -> None:
         into.start_ns = slot.start_ns
         into.end_ns = slot.end_ns
         into.count = slot.count
+        into.origin = slot.origin
         into.mean = slot.mean
         into.moment = slot.moment
         into.min = slot.min
@@ -167,10 +172,11 @@ def merge(into: Any, slot: Any) -> None:
         into.increase = slot.increase
         return
     count = into.count + slot.count
-    delta = slot.mean - into.mean
+    delta = slot.origin - into.origin + slot.mean - into.mean
     share = slot.count / count
     if abs(delta) == np.inf:
-        into.mean = into.mean * (1.0 - share) + slot.mean * share
+        mean = (into.origin + into.mean) * (1.0 - share) + (slot.origin + slot.mean) * share
+        into.mean = mean - into.origin
     else:
         into.mean += delta * share
     into.moment += slot.moment + delta * delta * share * into.count
@@ -190,7 +196,7 @@ def write(slot: Any, series: int, time_ns: int, kind: int, row: Any) -> None:
     row.time_ns = time_ns
     row.span_ns = slot.end_ns - slot.start_ns
     row.count = slot.count
-    row.mean = min(max(slot.mean, slot.min), slot.max)
+    row.mean = min(max(slot.origin + slot.mean, slot.min), slot.max)
     row.min = slot.min
     row.max = slot.max
     row.stddev = np.sqrt(slot.moment / slot.count)

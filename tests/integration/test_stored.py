@@ -55,7 +55,7 @@ def stored(request, tmp_path, influxdb_servers):
 def test_summaries_and_raw_points_are_read_of_one_gateway_alone(stored):
     assert stored.holds_samples()
     held = stored.series()
-    assert held.keys() == {("press 1", "bearing,left")}
+    assert held.keys() == {("press 1", "bearing,left"), ("press 1", "mode")}
     series = held["press 1", "bearing,left"]
     assert series.time_ns.tolist() == [T0, T0 + 1]
     assert series.count.tolist() == [2, 1]
@@ -64,6 +64,8 @@ def test_summaries_and_raw_points_are_read_of_one_gateway_alone(stored):
     assert (series.min.tolist(), series.max.tolist()) == ([1, 7], [2, 7])
     assert (series.first.tolist(), series.last.tolist()) == ([1, 7], [2, 7])
     assert series.raw_ns.tolist() == [T0 + 77]
+    mode = held["press 1", "mode"]
+    assert (mode.change_ns.tolist(), mode.change.tolist(), len(mode.count)) == ([T0 + 5], [1.0], 0)
     assert series.time_ns.dtype == series.count.dtype == np.int64
 
 

@@ -19,6 +19,7 @@ def recorder(tmp_path):
 
 def test_a_record_gives_back_each_series_in_order_of_sample_time(recorder, tmp_path):
     one, other = recorder.add_series(TEMPERATURE), recorder.add_series(FLOW)
+    recorder.begin()
     recorder.write(Event.SENT, one, 20, 61.5, sent_ns=21, payload_bytes=120)
     recorder.write(Event.SENT, other, 15, -0.1, sent_ns=16, payload_bytes=30)
     recorder.write(Event.SENT, one, 10, 61.25, sent_ns=22, payload_bytes=118)
@@ -36,6 +37,7 @@ def test_a_record_gives_back_each_series_in_order_of_sample_time(recorder, tmp_p
 
 def test_what_nobody_heard_is_marked_and_a_broken_sample_that_nobody_heard_is_not_counted(recorder, tmp_path):
     one = recorder.add_series(TEMPERATURE)
+    recorder.begin()
     for time_ns, event in [(10, Event.SENT), (11, Event.SPOILED), (12, Event.SENT), (13, Event.SPOILED)]:
         recorder.write(event, one, time_ns, 1.0, sent_ns=time_ns)
     for time_ns in (10, 11):
@@ -51,6 +53,7 @@ def test_what_nobody_heard_is_marked_and_a_broken_sample_that_nobody_heard_is_no
 
 def test_half_a_row_at_the_end_is_left_out(recorder, tmp_path):
     one = recorder.add_series(TEMPERATURE)
+    recorder.begin()
     recorder.write(Event.SENT, one, 10, 1.0)
     recorder.write(Event.SENT, one, 20, 2.0)
     recorder.flush()
@@ -62,7 +65,9 @@ def test_half_a_row_at_the_end_is_left_out(recorder, tmp_path):
 
 def test_a_series_that_sent_nothing_has_an_empty_record(recorder, tmp_path):
     recorder.add_series(TEMPERATURE)
-    recorder.flush()
+    assert not RecordReader(tmp_path).is_ready()
+    recorder.begin()
+    assert RecordReader(tmp_path).is_ready()
     (temperature,) = RecordReader(tmp_path).by_series()
     assert len(temperature.time_ns) == 0
     assert temperature.spoiled == 0

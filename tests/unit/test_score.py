@@ -21,12 +21,23 @@ T0 = 1_764_000_000 * SECOND_NS
 WINDOW_S = 10
 
 
-def record(seconds, *, device="press", channel="temperature", rate_hz=1.0, untaken=(), unheard=(), spoiled=0, size=100):
+def record(
+    seconds,
+    *,
+    device="press",
+    channel="temperature",
+    rate_hz=1.0,
+    kind="gauge",
+    untaken=(),
+    unheard=(),
+    spoiled=0,
+    size=100,
+):
     """A record of samples at the given seconds after T0, each with its second as its value."""
     seconds = np.asarray(seconds, float)
     time_ns = T0 + np.rint(seconds * SECOND_NS).astype(np.int64)
     return SeriesRecord(
-        series=RecordedSeries(device, channel, "Cel", "gauge", rate_hz, 2),
+        series=RecordedSeries(device, channel, "Cel", kind, rate_hz, 2),
         time_ns=time_ns,
         sent_ns=time_ns + 1_000_000,
         value=seconds.copy(),
@@ -37,7 +48,7 @@ def record(seconds, *, device="press", channel="temperature", rate_hz=1.0, untak
     )
 
 
-def stored(*windows, raw=()):
+def stored(*windows, raw=(), changes=()):
     """A series of (start second, seconds in it, span in seconds, number of the supplement)."""
     rows = []
     for start, values, *more in windows:
@@ -48,7 +59,12 @@ def stored(*windows, raw=()):
     columns = [np.array(column) for column in zip(*sorted(rows), strict=True)] if rows else [np.empty(0)] * 8
     kinds = [np.int64] * 3 + [np.float64] * 5
     columns = [column.astype(kind) for column, kind in zip(columns, kinds, strict=True)]
-    return StoredSeries(*columns, raw_ns=np.array([T0 + round(s * SECOND_NS) for s in raw], np.int64))
+    return StoredSeries(
+        *columns,
+        raw_ns=np.array([T0 + round(s * SECOND_NS) for s in raw], np.int64),
+        change_ns=np.array([T0 + second * SECOND_NS for second, _ in changes], np.int64),
+        change=np.array([value for _, value in changes], float),
+    )
 
 
 @dataclass
@@ -152,6 +168,17 @@ def test_a_mean_may_be_rounded_to_what_the_device_shows():
     held = stored((0, range(10)))
     held.mean[0] += 0.004
     assert series_score(record(range(10)), held).altered == 0
+
+
+def test_a_change_of_a_state_that_is_missing_or_was_none_is_altered():
+    sent = record(range(10), kind="state")
+    sent.value[:] = [0, 0, 0, 2, 2, 2, 2, 1, 1, 1]
+    held = stored((0, sent.value), changes=[(0, 0), (3, 2), (7, 1)])
+    held.mean[:] = np.nan
+    assert series_score(sent, held) == (10, 10, 0, 0, 0)
+    held.change_ns[1] += 1
+    assert series_score(sent, held).altered == 2
+    assert series_score(sent, stored((0, sent.value), changes=[(0, 0), (3, 2)])).altered == 1
 
 
 windows_of_counts = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=12)

@@ -1,0 +1,76 @@
+"""What goes when the store fills: the least valuable first, and not more than must."""
+
+from __future__ import annotations
+
+from devices.model import Lane
+from edge.custody import Custody, JournalRow, OutboxRow, Usage
+from edge.retention import Plan, plan
+
+LIMIT = 1000
+
+
+def row(seq: int, lane: Lane = Lane.LIVE, leaf: str = "data") -> OutboxRow:
+    return OutboxRow(seq, lane, leaf, seq, b"", Custody.none(), 50)
+
+
+def planned(
+    used: int,
+    *,
+    policy: str = "drop_oldest",
+    journal: int = 0,
+    snapshot_block: int = 100,
+    keep: int = 1000,
+    outbox: list[OutboxRow] | None = None,
+    held: set[int] | None = None,
+    cannot_merge: set[int] | None = None,
+) -> Plan:
+    blocks = [JournalRow(i + 1, 10) for i in range(journal)]
+    return plan(
+        Usage(used, LIMIT, 10 * journal),
+        blocks,
+        keep,
+        snapshot_block,
+        outbox or [],
+        held or set(),
+        policy,
+        cannot_merge or set(),
+    )
+
+
+def test_nothing_goes_below_nine_tenths() -> None:
+    assert planned(900, journal=50, outbox=[row(1)]) == Plan()
+
+
+def test_the_journal_goes_first_and_only_as_much_as_must() -> None:
+    assert planned(910, journal=50, outbox=[row(1)]) == Plan(trim_journal_to=6)
+
+
+def test_the_journal_is_kept_within_its_own_limit_whatever_room_there_is() -> None:
+    assert planned(500, journal=50, keep=450) == Plan(trim_journal_to=5)
+
+
+def test_the_journal_is_never_trimmed_past_the_last_snapshot() -> None:
+    result = planned(950, journal=50, snapshot_block=3, outbox=[row(1)])
+    assert result == Plan(trim_journal_to=3, want_snapshot=True)
+
+
+def test_the_oldest_frames_that_were_never_published_are_dropped_then_published_ones_then_alarms() -> None:
+    outbox = [row(1, Lane.ALARM), row(2), row(3), row(4), row(5, Lane.RAW)]
+    result = planned(1000, outbox=outbox, held={3, 4, 5})
+    assert [r.seq for r in result.drop] == [3, 4, 5]
+    result = planned(1100, outbox=outbox, held={3, 4, 5})
+    assert [r.seq for r in result.drop] == [3, 4, 5, 2, 1]
+
+
+def test_block_drops_nothing_and_says_that_it_is_full() -> None:
+    result = planned(950, policy="block", outbox=[row(1)], held={1})
+    assert result == Plan(full=True)
+
+
+def test_degrade_merges_what_was_never_published_and_drops_only_when_nothing_is_left_to_merge() -> None:
+    outbox = [row(1), row(2), row(3), row(4, Lane.ALARM, "alarm")]
+    result = planned(950, policy="degrade", outbox=outbox, held={2, 3, 4})
+    assert [r.seq for r in result.merge] == [2, 3]
+    assert result.drop == []
+    result = planned(950, policy="degrade", outbox=outbox, held={2, 3, 4}, cannot_merge={2, 3})
+    assert [r.seq for r in result.drop] == [2, 3]
