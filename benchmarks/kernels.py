@@ -3,14 +3,15 @@
     python -m benchmarks.kernels [--json FILE]
 
 Series sample at 1 Hz, one after the other, with the default filters (z-score, and limits) and windows of 10 s;
-ticks and the taking of summaries are within the time. Times are the best of some runs, since a shared machine only ever adds
-to them. Beside it: numpy.copy of the same columns, and River's cheapest comparable detector
-(`anomaly.GaussianScorer`, learnt and asked once a sample), where River is installed (`pip install river`; Forebay
-does not need it). Figures of the JSON file:
+summaries are taken and settled every 4,096 samples, as for a commit. Ticks are apart: they come by the clock. Times
+are the best of some runs, since a shared machine only ever adds to them. Beside it: numpy.copy of the same columns,
+and River's cheapest comparable detector (`anomaly.GaussianScorer`, learnt and asked once a sample), where River is
+installed (`pip install river`; Forebay does not need it). Figures of the JSON file:
 
     ns_per_sample_256                     1,000 series, batches of 256
     ns_per_sample_B_S                     batches of B, S series
-    filters_ns_256, windows_ns_256        its two parts; settle_ns_per_row what rounding a summary costs
+    filters_ns_256, windows_ns_256        its two parts
+    settle_ns_per_row, tick_ns_per_series what rounding a summary costs, and what a tick over an open window
     copy_ns_256                           numpy.copy of the three columns
     external_ns_256                       one filter in a pass of its own (`generic_pass`), called from Python
     river_ns, ratio_river                 River, and how often ours goes into it; left out without River
@@ -38,6 +39,7 @@ from edge.kernels import backend, detect
 from edge.kernels.settle import settle_entry
 from edge.windows import Windows
 
+TAKE_SAMPLES = 4_096
 BATCHES = (1, 16, 256, 4096)
 SERIES = (1, 1_000, 100_000)
 FILTERS: dict[str, dict[str, Any]] = {"zscore": {}, "range": {"low": -100.0, "high": 100.0}}
@@ -80,25 +82,43 @@ def best(runs: int, work: Callable[[], Callable[[], object]]) -> float:
     return min(times)
 
 
-def spine(stream: list[SampleBatch], series: int, *, detecting: bool = True, folding: bool = True) -> Any:
-    """What the pump does with a stream: filters, windows, and a tick and a take a second (every 1,000 samples)."""
-    filters, windows = operators(series)
+class Spine:
+    """What the pump does with a stream, over so many series: filters, windows, and a take each TAKE_SAMPLES."""
 
-    def ready() -> None:
+    def __init__(self, series: int, *, detecting: bool = True, folding: bool = True) -> None:
+        self._filters, self._windows = operators(series)
+        self._blank = self._filters.snapshot(), self._windows.snapshot()
+        self._detecting, self._folding = detecting, folding
+
+    def ns(self, runs: int, stream: list[SampleBatch], untimed: list[SampleBatch]) -> float:
+        """Nanoseconds a sample of `stream`, after `untimed` has touched every state once."""
+
+        def work() -> Callable[[], object]:
+            self._filters.restore(self._blank[0])
+            self._windows.restore(self._blank[1])
+            self._run(untimed)
+            return lambda: self._run(stream)
+
+        return best(runs, work) / sum(map(len, stream)) * 1e9
+
+    def _run(self, stream: list[SampleBatch]) -> None:
         since = 0
         for batch in stream:
-            if detecting:
-                filters.run(batch)
-            if not folding:
-                continue
-            windows.run(batch)
-            since += len(batch)
-            if since >= 1_000:
-                since = 0
-                windows.tick(int(batch.time_ns[-1]))
-                windows.take()
+            if self._detecting:
+                self._filters.run(batch)
+            if self._folding:
+                self._windows.run(batch)
+                since += len(batch)
+                if since >= TAKE_SAMPLES:
+                    since = 0
+                    self._windows.take()
 
-    return ready
+
+def tick_ns(series: int = 1_000, ticks: int = 100) -> float:
+    """Nanoseconds a series of a tick that closes nothing, while every series has an open window."""
+    _, windows = operators(series)
+    windows.run(batches(series, series, series)[0])
+    return best(5, lambda: lambda: [windows.tick(0) for _ in range(ticks)]) / series / ticks * 1e9
 
 
 def settle_ns(rows: int = 10_000) -> float:
@@ -128,7 +148,7 @@ def external_ns(stream: list[SampleBatch], series: int) -> float:
 
 
 def river_ns(samples: int) -> float | None:
-    """River's cheapest detector with the same purpose, one sample at a time, which is how it works; None without River."""
+    """River's cheapest detector of the kind, one sample at a time, which is how it works; None without River."""
     if importlib.util.find_spec("river") is None:
         return None
     anomaly = importlib.import_module("river.anomaly")
@@ -165,23 +185,24 @@ def import_s() -> tuple[float, float]:
 def run(quick: bool = False) -> dict[str, float]:
     """The figures that the module's docstring names. quick: fewer samples, up to 1,000 series, no compiling."""
     figures: dict[str, float] = {}
+    runs = 3 if quick else 5
     for series in SERIES[:2] if quick else SERIES:
+        spine = Spine(series)
         for size in BATCHES:
-            samples = min(size * 2_000, 20_000 if quick else 400_000) if series <= 1_000 else 4 * series
-            samples = min(samples, size * 20_000)
+            samples = max(20 * series, min(size * 2_000, 20_000 if quick else 400_000))
             stream = batches(size, series, samples)
-            took_s = best(3 if quick else 5, lambda stream=stream, series=series: spine(stream, series))  # type: ignore[misc]
-            figures[f"ns_per_sample_{size}_{series}"] = took_s / samples * 1e9
+            untimed = -(-2 * series // size)
+            figures[f"ns_per_sample_{size}_{series}"] = spine.ns(runs, stream[untimed:], stream[:untimed])
     figures["ns_per_sample_256"] = figures["ns_per_sample_256_1000"]
 
     stream = batches(256, 1_000, 20_480 if quick else 204_800)
     total = sum(map(len, stream))
-    for name, detecting in (("filters_ns_256", True), ("windows_ns_256", False)):
-        parts_s = best(5, lambda on=detecting: spine(stream, 1_000, detecting=on, folding=not on))  # type: ignore[misc]
-        figures[name] = parts_s / total * 1e9
+    figures["filters_ns_256"] = Spine(1_000, folding=False).ns(runs, stream[8:], stream[:8])
+    figures["windows_ns_256"] = Spine(1_000, detecting=False).ns(runs, stream[8:], stream[:8])
     copying_s = best(5, lambda: lambda: [(np.copy(b.series), np.copy(b.time_ns), np.copy(b.value)) for b in stream])
     figures["copy_ns_256"] = copying_s / total * 1e9
     figures["settle_ns_per_row"] = settle_ns()
+    figures["tick_ns_per_series"] = tick_ns()
     if not quick:
         figures["external_ns_256"] = external_ns(stream, 1_000)
         if backend == "numba":

@@ -73,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_size: Size = Size.parse("8 MiB")
     """Frames received and not yet stored; when full: the socket is not read."""
     batch_lines: int = 5_000
-    """Lines of a write, after which no more frames are added to it."""
+    """Lines of a write; only a frame that is larger by itself makes a larger one."""
     batch_size: Size = Size.parse("1000 kB")
     """Bytes of a write."""
     connections: int = 2

@@ -195,12 +195,19 @@ class Ingester:
     async def _next_batch(self, queue: deque[Delivery]) -> tuple[Batch, list[Delivery]]:
         """As many frames as are there, up to the limits of a batch. Those that are refused are done with here."""
         batch, deliveries = Batch(), []
-        while queue and len(batch) < self._limits.batch_lines and batch.size_bytes < self._limits.batch_size:
+        last_lines = last_bytes = 0  # the next frame will be about as large
+        while (
+            queue
+            and len(batch) + last_lines <= self._limits.batch_lines
+            and batch.size_bytes + last_bytes <= self._limits.batch_size
+        ):
             delivery = queue.popleft()
             prepared = self._prepare(delivery)
             if prepared is not None:
-                batch.add(*prepared)
+                lines, rejected = prepared
+                batch.add(lines, rejected)
                 deliveries.append(delivery)
+                last_lines, last_bytes = len(lines), len(lines.body)
             await asyncio.sleep(0)  # one frame is some ms of work: let the socket and the alarms have their turn
         return batch, deliveries
 

@@ -25,13 +25,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.model import Alarm, Int32s
+from devices.model import Alarm, Floats, Int32s, Int64s
 from devices.wire.frame import (
     AlarmBody,
     ChangeBody,
@@ -91,24 +91,41 @@ def encode(frame: Frame, ingested_ns: int) -> Lines:
 
 def _weave(pieces: Sequence[Piece], rows: int) -> bytes:
     """Row i of every piece after one another, for all rows. A piece is a column, or the same for each row."""
-    woven: list[bytes] = [b""] * (rows * len(pieces))
-    for at, piece in enumerate(pieces):
-        woven[at :: len(pieces)] = piece if isinstance(piece, list) else [piece] * rows
+    joined: list[Piece] = []
+    for piece in pieces:
+        before = joined[-1] if joined else None
+        if isinstance(piece, bytes) and isinstance(before, bytes):
+            joined[-1] = before + piece
+        else:
+            joined.append(piece)
+    woven: list[bytes] = [b""] * (rows * len(joined))
+    for at, piece in enumerate(joined):
+        woven[at :: len(joined)] = piece if isinstance(piece, list) else [piece] * rows
     return b"".join(woven)
 
 
-def _column(values: NDArray[Any]) -> list[bytes]:
+def _floats(values: Floats) -> list[bytes]:
     """The text of each number, as short as it reads back exactly. All must be finite."""
     return msgspec.json.encode(values.tolist())[1:-1].split(b",") if len(values) else []
 
 
+def _ints(values: Int64s) -> Piece:
+    """The text of each number; once, where all are the same, as counts and spans mostly are."""
+    if not len(values):
+        return []
+    if (values == values[0]).all():
+        return b"%d" % values[0]
+    return msgspec.json.encode(values.tolist())[1:-1].split(b",")
+
+
 def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix: str = "") -> list[bytes]:
     """For each row the key of its series, and the space before its fields."""
+    indexes = series.tolist()
     keys: dict[int, bytes] = {}
-    for index in np.unique(series).tolist():
+    for index in set(indexes):
         of = table[index]
         keys[index] = _key(of.quantity + suffix, gateway, of.device, of.channel, of.unit)
-    return [keys[index] for index in series.tolist()]
+    return [keys[index] for index in indexes]
 
 
 def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:
@@ -116,36 +133,36 @@ def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]
     shape = np.zeros(len(rows), np.uint8)
     for bit, name in enumerate(_NUMBERS):
         shape |= np.isfinite(rows[name]).astype(np.uint8) << bit
-    parts = [(bits, rows[shape == bits]) for bits in np.unique(shape).tolist()]
+    shapes = sorted(set(shape.tolist()))
+    parts = [(bits, rows if len(shapes) == 1 else rows[shape == bits]) for bits in shapes]
     body = b"".join(_weave(_summary_pieces(gateway, table, part, bits), len(part)) for bits, part in parts)
     return Lines(body, np.concatenate([rows["series"][:0], *(part["series"] for _, part in parts)]))
 
 
 def _summary_pieces(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void], bits: int) -> list[Piece]:
-    columns = {f"{name}=": _column(rows[name]) for bit, name in enumerate(_NUMBERS) if bits >> bit & 1}
-    columns |= {"count=": _column(rows["count"]), "i,span_ms=": _column(rows["span_ns"] // 1_000_000)}
     pieces: list[Piece] = [_prefixes(gateway, table, rows["series"])]
-    for label, column in columns.items():
-        comma = "" if len(pieces) == 1 or label.startswith("i,") else ","
-        pieces += [f"{comma}{label}".encode(), column]
-    return [*pieces, b"i ", _column(rows["time_ns"]), b"\n"]
+    for bit, name in enumerate(_NUMBERS):
+        if bits >> bit & 1:
+            pieces += [f"{name}=".encode(), _floats(rows[name]), b","]
+    count, span_ms = _ints(rows["count"]), _ints(rows["span_ns"] // 1_000_000)
+    return [*pieces, b"count=", count, b"i,span_ms=", span_ms, b"i ", _ints(rows["time_ns"]), b"\n"]
 
 
 def _raw(gateway: str, table: Sequence[WireSeries], body: RawBody) -> Lines:
     batch = body.samples
     prefixes = _prefixes(gateway, table, batch.series, "_raw")
     quality = [b"" if q == 0 else b",quality=%d" % q for q in batch.quality.tolist()]
-    pieces: list[Piece] = [prefixes, b"value=", _column(batch.value), quality, b" ", _column(batch.time_ns), b"\n"]
+    pieces: list[Piece] = [prefixes, b"value=", _floats(batch.value), quality, b" ", _ints(batch.time_ns), b"\n"]
     return Lines(_weave(pieces, len(batch)), batch.series)
 
 
 def _changes(gateway: str, table: Sequence[WireSeries], body: ChangeBody) -> Lines:
     rows = body.rows
-    texts = {i: {number: text for text, number in table[i].texts.items()} for i in np.unique(rows["series"]).tolist()}
+    texts = {i: {number: text for text, number in table[i].texts.items()} for i in set(rows["series"].tolist())}
     named = [texts[i].get(value) for i, value in zip(rows["series"].tolist(), rows["value"].tolist(), strict=True)]
     text: list[bytes] = [b"" if name is None else b",text=" + _quoted(name) for name in named]
     prefixes = _prefixes(gateway, table, rows["series"])
-    pieces: list[Piece] = [prefixes, b"state=", _column(rows["value"]), text, b" ", _column(rows["time_ns"]), b"\n"]
+    pieces: list[Piece] = [prefixes, b"state=", _floats(rows["value"]), text, b" ", _ints(rows["time_ns"]), b"\n"]
     return Lines(_weave(pieces, len(rows)), rows["series"].copy())
 
 

@@ -56,10 +56,11 @@ def admit(frame: Frame, gateway: str, *, now_ns: int, max_ahead_ns: int) -> Admi
         _expect_past(frame, latest_ns)
         return Admitted(frame, [])
     series, time_ns = rows
-    future, ancient = time_ns > latest_ns, time_ns < 0
-    named = np.zeros(len(series), bool)
-    if not isinstance(frame.body, AlarmBody):  # alarms lie in a measurement of ours, whatever they speak of
-        named = _reserved(frame.series)[series]
+    future, ancient, named = time_ns > latest_ns, time_ns < 0, np.zeros(len(series), bool)
+    # Alarms lie in a measurement of ours, whatever they speak of.
+    reserved: set[str] = set() if isinstance(frame.body, AlarmBody) else _reserved(frame.series)
+    if reserved:
+        named = np.array([of.quantity in reserved for of in frame.series], bool)[series]
     bad = future | ancient | named
     if not bad.any():
         return Admitted(frame, [])
@@ -99,9 +100,10 @@ def _without(body: BodyKind, bad: Mask) -> BodyKind:
             return body
 
 
-def _reserved(table: Sequence[WireSeries]) -> Mask:
-    """For each series of the table: whether its points would lie among Forebay's own."""
-    return np.array([s.quantity in RESERVED_QUANTITIES or s.quantity.endswith("_raw") for s in table], bool)
+def _reserved(table: Sequence[WireSeries]) -> set[str]:
+    """The quantities of the table whose points would lie among Forebay's own."""
+    quantities = {of.quantity for of in table}
+    return {name for name in quantities if name in RESERVED_QUANTITIES or name.endswith("_raw")}
 
 
 def _rejections(series: Int32s, reason: str, detail: str) -> list[Rejected]:

@@ -35,6 +35,8 @@ SERIES_SHOWN = 20
 DRAIN_SAMPLES = 4096
 LATER_NS = 86_400 * SECOND_NS
 """Added to the clock, so that every window closes."""
+UNLIMITED_BYTES = 268_435_455
+"""The largest that MQTT can say."""
 PACKET_OVERHEAD_BYTES = 1024
 """Topic, properties and header of a frame's MQTT packet, rounded up."""
 
@@ -68,6 +70,7 @@ async def check(config: EdgeConfig, listen_s: float, now_ns: Callable[[], int] =
     report = Report()
     report.say(f"gateway {config.gateway}: configuration and profiles are in order")
     operators = Operators(_no_history)
+    operators.tick(now_ns())  # the start of everybody's silence, after which windows close
     registry = Registry(operators, config.limits.series)
     probes = [_Probe(config, name, source, operators, registry, now_ns) for name, source in config.source.items()]
     *found, broker = await asyncio.gather(*(p.listen(listen_s) for p in probes), _ask_broker(config.uplink, listen_s))
@@ -135,9 +138,8 @@ class _Probe:
         for index, time_ns, value in zip(batch.series.tolist(), batch.time_ns, batch.value, strict=True):
             if len(self._samples) < SAMPLES_SHOWN:
                 spec = self._operators.specs[index]
-                self._samples.append(
-                    f"  {spec.device}  {spec.channel} = {value:g} {spec.unit}".rstrip() + f"   at {_utc(int(time_ns))}"
-                )
+                unit = f" {spec.unit}" if spec.unit not in ("", "1") else ""
+                self._samples.append(f"  {spec.device}  {spec.channel} = {value:.10g}{unit}   at {_utc(int(time_ns))}")
         self._count += len(batch)
 
     def _report(self, state: str, error: str, listen_s: float) -> Report:
@@ -236,7 +238,8 @@ async def _ask_broker(uplink: UplinkConfig, listen_s: float) -> Report:
         report.problem(why or f"no answer within {listen_s:g} s")
         return report
     takes_bytes = session.broker_max_packet_bytes
-    report.say(f"  connected; the broker takes packets of {takes_bytes} bytes")
+    size = f"of {takes_bytes} bytes" if takes_bytes < UNLIMITED_BYTES else "of any size"
+    report.say(f"  connected; the broker takes packets {size}")
     if uplink.frame_bytes + PACKET_OVERHEAD_BYTES > takes_bytes:
         report.problem(
             f"frames may have {int(uplink.frame_bytes)} bytes, but the broker takes packets of {takes_bytes}: lower "

@@ -188,7 +188,7 @@ def outline(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}"
             yield from (f"{indent}  {_safe(_text(item))}" for item in value)
         else:
-            yield f"{indent}{name:<{width}}  {_safe(_text(value))}"
+            yield f"{indent}{name:<{width}}  {_safe(_text(value))}".rstrip()
 
 
 def table(rows: dict[str, dict[str, Any]], indent: str) -> Iterator[str]:

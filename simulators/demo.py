@@ -29,7 +29,7 @@ from simulators.score import ProcessScore, Report, Seen, is_settled, score
 from simulators.servers import Broker
 from simulators.stored import SinkUnreadable, StoredSink
 
-TICK_S = 0.25
+TICK_S = 0.5
 ALARM_POLL_S = 0.025
 READY_TIMEOUT_S = 60.0
 FIRST_POINT_TIMEOUT_S = 60.0

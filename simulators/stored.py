@@ -23,7 +23,7 @@ from devices.errors import ForebayError
 from devices.model import Floats, Int64s
 
 TIMEOUT_S = 10.0
-SUMMARY_FIELDS = ("count", "span_ms", "mean", "min", "max", "first", "last")
+SUMMARY_FIELDS = ("span_ms", "count", "mean", "min", "max", "first", "last")
 NOT_SUMMARIES = ("alarm", "ledger", "gateway", "channel")
 
 SeriesKey: TypeAlias = tuple[str, str]

@@ -252,9 +252,9 @@ def unit_ns(unit: int) -> int:
 
 def _largest_units(time_ns: Int64s, groups: Groups) -> Int64s:
     unit = np.zeros(len(groups), dtype=np.int64)
-    firsts = time_ns[groups.starts]
+    firsts, lasts = time_ns[groups.starts], time_ns[groups.starts + groups.counts - 1]
     for k in range(len(_UNITS_NS) - 1, 0, -1):
-        candidates = (unit == 0) & (firsts % _UNITS_NS[k] == 0)
+        candidates = (unit == 0) & (firsts % _UNITS_NS[k] == 0) & (lasts % _UNITS_NS[k] == 0)
         if candidates.any():
             divides = groups.every(time_ns // _UNITS_NS[k] * _UNITS_NS[k] == time_ns)
             unit[candidates & divides] = k

@@ -83,7 +83,6 @@ every = "100 ms"
     said = capsys.readouterr().out
     assert code == 0, said
     assert "pump1  bearing_temperature = 61.2 Cel" in said
-    assert "rejected: duplicate" in said
     assert "unknown_channel" in said
     assert "fan  speed = 1480" in said
     assert "host  cpu = " in said
@@ -193,7 +192,7 @@ def test_status_is_an_outline_that_no_device_can_break(tmp_path: Path, capsys: p
         "  connected  yes",
         "  error",
         "sources",
-        "             state   samples",
+        "            state   samples",
         "  a\\x1b[2J  open    12",
         "  b          failed  0",
         "ledger",
