@@ -12,53 +12,54 @@ import argparse
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from devices.model import SECOND_NS, SampleBatch, SeriesSpec
+from devices.model import SECOND_NS, Floats, SampleBatch, SeriesSpec
 from edge.filters import Filters
 
 DAY_S = 86_400
 SPIKE = 12.0
 
-Signal = Callable[[np.random.Generator, NDArray[np.float64]], NDArray[np.float64]]
+Signal = Callable[[np.random.Generator, Floats], Floats]
 """(random numbers, seconds since the start) -> values"""
 
 
-def gaussian(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def gaussian(rng: np.random.Generator, t_s: Floats) -> Floats:
     return rng.normal(50.0, 1.0, len(t_s))
 
 
-def daily(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def daily(rng: np.random.Generator, t_s: Floats) -> Floats:
     """A daily cycle of 40 deviations from top to bottom."""
     return gaussian(rng, t_s) + 20.0 * np.sin(2 * np.pi * (t_s / DAY_S + rng.random()))
 
 
-def rounded(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def rounded(rng: np.random.Generator, t_s: Floats) -> Floats:
     """The daily cycle, read by a sensor that resolves 2 deviations: most readings repeat."""
     return np.round(daily(rng, t_s) / 2.0) * 2.0
 
 
-def coarse(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def coarse(rng: np.random.Generator, t_s: Floats) -> Floats:
     """Read by a sensor that resolves 10 deviations: it hardly ever moves."""
     return np.round(daily(rng, t_s) / 10.0) * 10.0
 
 
-def _slow_noise(rng: np.random.Generator, n: int, step_s: float, correlation_s: float) -> NDArray[np.float64]:
+def _slow_noise(rng: np.random.Generator, n: int, step_s: float, correlation_s: float) -> Floats:
     """First-order autoregressive noise of deviation 1, by blocks that keep the recursion short."""
     keep = np.exp(-step_s / correlation_s)
     shocks = rng.normal(0.0, np.sqrt(1 - keep * keep), n)
     taps = keep ** np.arange(int(8 * correlation_s / step_s) + 1)
     size = 1 << (n + len(taps)).bit_length()
-    return np.fft.irfft(np.fft.rfft(shocks, size) * np.fft.rfft(taps, size), size)[:n]
+    noise: Floats = np.fft.irfft(np.fft.rfft(shocks, size) * np.fft.rfft(taps, size), size)[:n]
+    return noise
 
 
-def wandering(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def wandering(rng: np.random.Generator, t_s: Floats) -> Floats:
     """Half of the noise is slow: it wanders with a correlation time of 60 s."""
     slow = _slow_noise(rng, len(t_s), float(t_s[1] - t_s[0]), 60.0)
-    return 50.0 + np.sqrt(0.5) * (rng.normal(0.0, 1.0, len(t_s)) + slow)
+    noise: Floats = gaussian(rng, t_s) * 0.5**0.5 + slow * 0.5**0.5
+    return noise
 
 
-def loaded(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def loaded(rng: np.random.Generator, t_s: Floats) -> Floats:
     """Load steps between three levels 20 deviations apart, every 10 minutes on average."""
     changes = rng.random(len(t_s)) < (t_s[1] - t_s[0]) / 600.0
     levels = rng.integers(0, 3, len(t_s))
@@ -66,7 +67,7 @@ def loaded(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.flo
     return gaussian(rng, t_s) + 20.0 * levels[at]
 
 
-def loaded_slowly(rng: np.random.Generator, t_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def loaded_slowly(rng: np.random.Generator, t_s: Floats) -> Floats:
     """The same, as a temperature follows it: with a time constant of 2 minutes."""
     level = loaded(rng, t_s) - gaussian(rng, t_s)
     step_s = float(t_s[1] - t_s[0])
@@ -97,7 +98,7 @@ def judge(signal: Signal, step_s: float, warm_up_s: float, channel_days: int, th
     """-> (false alarms, spikes, spikes found)"""
     false_alarms = spikes = found = 0
     n = int(DAY_S / step_s)
-    t_s = np.arange(n) * step_s
+    t_s: Floats = np.arange(n) * np.float64(step_s)
     time_ns = (t_s * SECOND_NS).astype(np.int64)
     options = {"threshold": threshold, "warm_up_s": warm_up_s}
     for day in range(channel_days):

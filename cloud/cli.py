@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -42,8 +43,11 @@ def run(config: Annotated[Path, typer.Argument(help="The TOML file; docs/configu
 
 
 async def _run(path: Path) -> None:
-    ended = ends_by_signal()
-    await serve(load_config(path), ended)
+    ended, config = ends_by_signal(), load_config(path)
+    # What is loaded by now stays: a full collection goes through it all, 33 ms in which no alarm passes.
+    gc.collect()
+    gc.freeze()
+    await serve(config, ended)
 
 
 def _log_as_json() -> None:

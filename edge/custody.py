@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from devices.errors import FrameError, StoreCorrupt
 from devices.model import Int32s, Int64s, Lane, SeriesSpec
+from devices.wire.columns import pack_differences, pack_ints, unpack_differences, unpack_ints
+
+_SIZES = struct.Struct("<II")
 
 
 class Custody(NamedTuple):
@@ -17,14 +22,20 @@ class Custody(NamedTuple):
     samples: Int64s
 
     def pack(self) -> bytes:
-        return self.series.astype("<i4").tobytes() + self.samples.astype("<i8").tobytes()
+        """Some 10 bytes where the frame holds the same of every series; the outbox may hold 100,000 frames."""
+        series = pack_differences(self.series.astype(np.int64))
+        return _SIZES.pack(len(self.series), len(series)) + series + pack_ints(self.samples)
 
     @staticmethod
     def unpack(data: bytes) -> Custody:
-        n = len(data) // 12
-        return Custody(
-            np.frombuffer(data, "<i4", n).astype(np.int32), np.frombuffer(data, "<i8", n, 4 * n).astype(np.int64)
-        )
+        """Raises StoreCorrupt."""
+        try:
+            n, series_bytes = _SIZES.unpack_from(data)
+            samples_at = _SIZES.size + series_bytes
+            series = unpack_differences(data[_SIZES.size : samples_at], n, "series")
+            return Custody(series.astype(np.int32), unpack_ints(data[samples_at:], n, "samples"))
+        except (FrameError, struct.error) as error:
+            raise StoreCorrupt(f"the custody of a frame cannot be read: {error}") from error
 
     @staticmethod
     def none() -> Custody:
@@ -40,8 +51,12 @@ class OutboxRow:
     leaf: str
     created_ns: int
     digest: bytes
-    custody: Custody
+    packed_custody: bytes
     size_bytes: int
+
+    @property
+    def custody(self) -> Custody:
+        return Custody.unpack(self.packed_custody)
 
 
 class DeadLetter(NamedTuple):
@@ -78,7 +93,7 @@ class Commit:
     buried: list[BuriedFrame] = field(default_factory=list)
     send_limits: dict[Lane, int] = field(default_factory=dict)
     to_backfill_above: int | None = None
-    """Live frames above this seq move to the lane `backfill`."""
+    """Live frames above this seq, but for those of this commit, move to the lane `backfill`."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
     unconfirmed: dict[str, bytes] = field(default_factory=dict)
     """Source -> the messages that its broker may send again (edge/redelivery.py); replaces what was stored."""
@@ -91,6 +106,8 @@ class JournalRow(NamedTuple):
 
     id: int
     size_bytes: int
+    high_ns: int
+    """The highest sample time of this block and all before it."""
 
 
 class Usage(NamedTuple):
@@ -99,6 +116,8 @@ class Usage(NamedTuple):
     used_bytes: int
     limit_bytes: int
     journal_bytes: int
+    journal_from_ns: int
+    """`high_ns` of the journal's oldest block: how far back it reaches."""
 
 
 class Committed(NamedTuple):

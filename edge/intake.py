@@ -101,8 +101,8 @@ class Drained:
     dead_letters: list[DeadLetter]
     settles: list[Callable[[], None]]
     """To be called, in this order, once the commit is durable."""
-    unconfirmed: dict[str, bytes]
-    """Source -> state of its `Unconfirmed`, which replaces the one stored before."""
+    repeating: dict[str, Unconfirmed]
+    """By source: whose `state` is to be stored with the commit, in the place of the one stored before."""
 
 
 class Source:
@@ -472,7 +472,6 @@ def _join(pieces: list[Piece]) -> Drained:
     drained = Drained(
         batch, np.repeat(np.array([piece.arrived_ns for piece in pieces], np.int64), counts), {}, [], [], {}
     )
-    repeating: dict[str, Unconfirmed] = {}
     for piece in pieces:
         for key, count in piece.rejects.items():
             drained.rejects[key] = drained.rejects.get(key, 0) + count
@@ -481,8 +480,7 @@ def _join(pieces: list[Piece]) -> Drained:
             drained.settles.append(partial(_settle, piece))
         if piece.marks is not None:
             piece.source.unconfirmed.hold(piece.marks, piece.digests)
-            repeating[piece.source.name] = piece.source.unconfirmed
-    drained.unconfirmed = {name: unconfirmed.state() for name, unconfirmed in repeating.items()}
+            drained.repeating[piece.source.name] = piece.source.unconfirmed
     return drained
 
 

@@ -38,6 +38,7 @@ from edge.kernels.settle import settle_entry
 from edge.ledger import Deltas
 from edge.metrics import Histogram
 from edge.operators import Operators
+from edge.redelivery import Unconfirmed
 from edge.registry import Registry
 from edge.seal import Sealed, Sealer
 from edge.uplink import Uplink
@@ -97,6 +98,7 @@ class Pending:
     new_series: list[tuple[int, SeriesSpec]] = field(default_factory=list)
     to_backfill_above: int | None = None
     settles: list[Callable[[], None]] = field(default_factory=list)
+    repeating: dict[str, Unconfirmed] = field(default_factory=dict)
     unconfirmed: dict[str, bytes] = field(default_factory=dict)
     oldest_arrival_ns: int = 0
 
@@ -236,7 +238,7 @@ class Pump:
             self._account(pending, Deltas(rejected=[(series, REJECT_REASONS.index(reason), count)]))
         pending.dead_letters += drained.dead_letters
         pending.settles += drained.settles
-        pending.unconfirmed |= drained.unconfirmed
+        pending.repeating |= drained.repeating
         batch = drained.batch
         if not len(batch):
             return
@@ -346,6 +348,7 @@ class Pump:
             await self._commit_task
         pending, self._pending = self._pending, Pending()
         pending.new_series = self._registry.take_new()
+        pending.unconfirmed = {name: messages.state() for name, messages in pending.repeating.items()}
         self._committing = pending
         self._commit_now = False
         self._last_commit_s = loop.time()

@@ -32,9 +32,9 @@ from simulators.stored import SinkUnreadable, StoredSink
 TICK_S = 0.5
 ALARM_POLL_S = 0.025
 READY_TIMEOUT_S = 60.0
-FIRST_POINT_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 45.0
 """After the last sample: a window of 10 s, its lateness and idle close, a ledger, and room for a slow machine."""
+SETTLE_POLL_S = 0.1
 SIMULATORS_END_TIMEOUT_S = 20.0
 OUTAGE_S = 10.0
 OUTAGE_AT_S = 16.0
@@ -142,7 +142,7 @@ class Demo:
             simulators.stop(SIMULATORS_END_TIMEOUT_S)
             seconds = time.monotonic() - started_s
             outage.restore(seconds)
-            self._settle(services, record, sink.stored, outage, started_s)
+            self._settle(services, record, sink.stored, outage, watch, started_s)
         report = score(
             record.by_series(),
             read_truth(self.folder / "record" / "truth.jsonl"),
@@ -203,18 +203,26 @@ class Demo:
         record: RecordReader,
         stored: StoredSink,
         outage: Outage,
+        watch: AlarmWatch,
         started_s: float,
     ) -> None:
-        """Wait until the sink holds all that was sent and the ledger all that was rejected, or time is up."""
+        """Wait until the sink holds all that was sent and the ledger all that was rejected, and until the edge has
+        then been seen without a frame (its alarms have a lane of their own), or time is up.
+        """
         deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
-        self.display.say("the simulators have stopped; waiting until everything is in the sink")
+        elapsed_s = time.monotonic() - started_s
+        self.display.say(f"{elapsed_s:4.0f} s  the simulators have stopped; waiting until everything is in the sink")
         records = record.by_series()
+        settled = False
         while time.monotonic() < deadline_s:
-            linked = Vitals(services["edge"], services["ingester"]).linked
-            outage.step(time.monotonic() - started_s, linked)
-            if linked and is_settled(records, stored):
+            vitals = Vitals(services["edge"], services["ingester"])
+            elapsed_s = time.monotonic() - started_s
+            note = outage.step(elapsed_s, vitals.linked)
+            self.display.show(elapsed_s, vitals, len(watch.seen), f"{note}; waiting for what is on its way")
+            settled = settled or is_settled(records, stored)
+            if settled and vitals.of("store", "outbox_frames") == 0:
                 return
-            time.sleep(TICK_S)
+            time.sleep(SETTLE_POLL_S)
 
     def _measure(self, services: dict[str, Service]) -> None:
         for name, service in services.items():
@@ -274,7 +282,7 @@ def closing_report(report: Report, first_point_s: float | None) -> Iterator[str]
     alarms, latency = report.alarms, report.alarms.latency_ms
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejected.items())) or "none"
     dropped = ", ".join(f"{count} {policy}" for policy, count in sorted(report.dropped.items())) or "none"
-    yield f"ran {report.seconds:.0f} s into {report.sink}; the first point was there after {first_point_s} s"
+    yield f"ran {report.seconds:.0f} s into {report.sink}; the first point was there after {_shown(first_point_s)} s"
     yield (
         f"samples   {report.produced} sent: {report.stored} stored, {report.waiting} waiting, "
         f"rejected {rejected} (of {report.spoiled} sent broken), dropped {dropped}"
@@ -282,15 +290,20 @@ def closing_report(report: Report, first_point_s: float | None) -> Iterator[str]
     yield f"account   {report.lost} lost, {report.doubled} doubled, {report.altered} altered"
     yield (
         f"alarms    {alarms.raised} of {alarms.expected} raised, {alarms.missed} missed, {alarms.false_} false; "
-        f"from sample to sink p50 {latency.p50} ms, p99 {latency.p99} ms ({alarms.delayed} more in the outage)"
+        f"from sample to sink p50 {_shown(latency.p50)} ms, p99 {_shown(latency.p99)} ms "
+        f"({alarms.delayed} more in the outage)"
     )
     yield (
         f"bytes     {report.bytes.json_in} of JSON in, {report.bytes.uplink} on the uplink, "
-        f"{report.bytes.ratio} times fewer "
-        f"(1 Hz and faster {report.bytes.ratio_fast}, slower {report.bytes.ratio_slow})"
+        f"{_shown(report.bytes.ratio)} times fewer "
+        f"(1 Hz and faster {_shown(report.bytes.ratio_fast)}, slower {_shown(report.bytes.ratio_slow)})"
     )
     for name, process in report.processes.items():
         yield (
             f"{name:9} ready in {process.ready_s:.2f} s, {process.cpu_us_per_sample} us of CPU a sample, "
             f"RSS {process.rss_bytes / 2**20:.0f} MiB"
         )
+
+
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:g}"

@@ -59,7 +59,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
         self._before: Vitals | None = None
         self._shown_s = 0.0
 

@@ -62,8 +62,8 @@ class Filter(Protocol):
 
 
 def _digest() -> str:
-    """Of the sources of every kernel and of the Python that runs them: 16 hex digits."""
-    sources = hashlib.sha256(sys.version.encode())
+    """Of the sources of every kernel, for this kind of Python: 16 hex digits."""
+    sources = hashlib.sha256((sys.implementation.cache_tag or sys.version).encode())
     for path in sorted(HERE.glob("*.py")):
         sources.update(path.read_bytes())
     return sources.hexdigest()[:16]
@@ -78,10 +78,13 @@ def cache_folders() -> list[Path]:
     return [HERE / "__pycache__", Path(own) / "forebay" / "kernels"]
 
 
+extension_name = f"forebay_kernels_{digest}"
+
+
 def _load_extension() -> Any:
     """The extension that was compiled ahead of time from exactly these sources, or None."""
-    name = f"forebay_kernels_{digest}"
-    for folder in cache_folders():
+    name = extension_name
+    for folder in (HERE, *cache_folders()):
         for path in sorted(folder.glob(f"{name}*.so")):
             spec = importlib.util.spec_from_file_location(name, path)
             if spec is None or spec.loader is None:
@@ -95,7 +98,7 @@ def _load_extension() -> Any:
 _extension = None if os.environ.get("FOREBAY_KERNELS") == "numba" else _load_extension()
 
 backend = "numba" if _extension is None else "compiled"
-"""Which of the two is in use; `status` shows it."""
+"""Which of the two is in use; `status` shows it. FOREBAY_KERNELS=numba in the environment passes over the extension."""
 
 
 def jit(function: F) -> F:

@@ -171,7 +171,8 @@ def detect(series: Any, time_ns: Any, value: Any, start: int, params: Any, state
 COLUMNS = (np.int32, np.int64, np.float64, int)
 """Arguments that every pass over a batch begins with: series, time_ns, value, start."""
 
-detect_entry = entry(detect, 2, (*COLUMNS, PARAMS, STATE, EVENT_DTYPE))
+DETECT = (detect, 2, (*COLUMNS, PARAMS, STATE, EVENT_DTYPE))
+detect_entry = entry(*DETECT)
 
 
 def generic_dtypes(filter_: type[Filter]) -> tuple[np.dtype[Any], np.dtype[Any]]:

@@ -54,4 +54,5 @@ def settle(rows: Any) -> int:
     return done
 
 
-settle_entry = entry(settle, 1, (SUMMARY_DTYPE,))
+SETTLE = (settle, 1, (SUMMARY_DTYPE,))
+settle_entry = entry(*SETTLE)

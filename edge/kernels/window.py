@@ -428,6 +428,10 @@ def close_one(limit_ns: int, series: int, params: Any, state: Any, slots: Any, r
 
 TABLES = (PARAMS, STATE, (SLOT, 2), SUMMARY_DTYPE)
 
-fold_entry = entry(fold, 3, (np.int32, np.int64, np.float64, int, int, *TABLES, CHANGE_DTYPE))
-sweep_entry = entry(sweep, 2, (int, int, int, *TABLES))
-close_one_entry = entry(close_one, 1, (int, int, *TABLES))
+FOLD = (fold, 3, (np.int32, np.int64, np.float64, int, int, *TABLES, CHANGE_DTYPE))
+SWEEP = (sweep, 2, (int, int, int, *TABLES))
+CLOSE_ONE = (close_one, 1, (int, int, *TABLES))
+
+fold_entry = entry(*FOLD)
+sweep_entry = entry(*SWEEP)
+close_one_entry = entry(*CLOSE_ONE)

@@ -102,16 +102,16 @@ def file_points(path: Path, measurement: str) -> list[Point]:
     return [point for point in points.values() if point[0] == measurement]
 
 
-EXAMPLE = [name for name in installed("sinks") if name == "lines"]
+EXAMPLE = [name for name in installed("sinks") if name == "linefile"]
 """The sink of tests/conformance/external, where test_external_package.py has installed it."""
 
 
 @pytest.fixture(params=["sqlite", "influxdb 1.8", "influxdb 2.7", *EXAMPLE])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Stand:
-    if request.param == "lines":
+    if request.param == "linefile":
         path = tmp_path / "points.lp"
-        example = load("sinks", "lines")
-        return Stand(lambda: example(f"lines://{path}", options(example)), lambda m: file_points(path, m), False)
+        example = load("sinks", "linefile")
+        return Stand(lambda: example(f"linefile://{path}", options(example)), lambda m: file_points(path, m), False)
     if request.param == "sqlite":
         path = tmp_path / "points.db"
         sink = load("sinks", "sqlite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_a_demo_loses_nothing_doubles_nothing_and_raises_every_alarm(demo, tmp_p
 
 def test_an_interrupted_demo_ends_in_order_with_its_account(demo, tmp_path):
     process = demo("--sink", "sqlite")
-    process.wait_until(lambda: "samples/s in" in process.output(), LIMIT_S, "showing anything")
+    process.wait_until(lambda: re.search(r"^ *[5-9] s  edge", process.output(), re.M) is not None, LIMIT_S, "at work")
     process.send(signal.SIGINT)
     process.wait(LIMIT_S)
     check(process, tmp_path / "report.json")

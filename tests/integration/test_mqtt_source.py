@@ -135,7 +135,7 @@ def test_what_was_committed_and_not_acknowledged_comes_again_and_counts_once(mos
     async def commit_and_crash(intake: Intake) -> None:
         nonlocal stored
         _, drained = await take(intake, 5)
-        stored = next(d.unconfirmed["plant"] for d in reversed(drained) if d.unconfirmed)
+        stored = next(d.repeating["plant"].state() for d in reversed(drained) if d.repeating)
 
     async def test(intake: Intake) -> None:
         await opened(intake)
@@ -245,7 +245,7 @@ def test_messages_below_quality_1_need_no_acknowledgement(mosquitto: Callable[..
         send(broker, range(3), qos=0)
         values, drained = await take(intake, 3)
         assert values == [0, 1, 2]
-        assert not any(d.settles or d.unconfirmed for d in drained)
+        assert not any(d.settles or d.repeating for d in drained)
 
     run(options(broker, qos=0), test)
     run(options(broker), test)

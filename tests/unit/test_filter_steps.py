@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.model import SECOND_NS, SeriesSpec
+from edge.kernels import dispatcher
 from edge.kernels.range import RangeFilter
 from edge.kernels.rate import RateFilter
 from edge.kernels.stuck import StuckFilter
@@ -38,12 +40,18 @@ def increasing(draw: st.DrawFn) -> list[Sample]:
     return samples
 
 
+@functools.cache
+def compiled_step(filter_: Any) -> Any:
+    return dispatcher(filter_.step)
+
+
 def run(filter_: Any, options: dict[str, Any], samples: list[Sample]) -> list[tuple[float, float, float]]:
     """The scores and bands of the real step."""
     params = np.zeros(1, filter_.params)
     params[0] = filter_.params_of(msgspec.convert(options, filter_.Options), SPEC)
     state = np.zeros(1, filter_.state)
-    return [filter_.step(state[0], params[0], time_ns, value) for time_ns, value in samples]
+    step = compiled_step(filter_)
+    return [step(state[0], params[0], time_ns, value) for time_ns, value in samples]
 
 
 def slow_range(samples: list[Sample], low: float, high: float) -> list[bool]:

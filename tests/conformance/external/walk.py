@@ -36,8 +36,8 @@ async def three_beats(source: SourceConfig) -> list[bytes]:
 
 
 async def store(path: str, lines: list[str]) -> None:
-    sink_class = load("sinks", "lines")
-    sink = sink_class(f"lines://{path}", sink_class.Options())
+    sink_class = load("sinks", "linefile")
+    sink = sink_class(f"linefile://{path}", sink_class.Options())
     await sink.open()
     await sink.write("\n".join(lines).encode())
     await sink.close()

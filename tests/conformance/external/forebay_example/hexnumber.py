@@ -18,7 +18,7 @@ _NUMBER = re.compile(rb"[0-9a-fA-F]{1,13}")
 
 
 class HexOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[codec]` of a profile with `name = "hex"`."""
+    """`[codec]` of a profile with `name = "hexnumber"`."""
 
     channel: str = ""
     """The channel that the number belongs to; "": the one in the topic."""

@@ -1,4 +1,4 @@
-"""Line protocol appended to a plain file: `url = "lines:///var/log/forebay.lp"`.
+"""Line protocol appended to a plain file: `url = "linefile:///var/log/forebay.lp"`.
 
 A line that is written again stands there again: the points are a set, and a reader takes each key once.
 A batch with a bad line stores nothing.
@@ -18,16 +18,16 @@ from cloud.sinks.parsing import parse_key, parse_line
 from devices.errors import BadLines, SinkBusy, SinkRefused
 
 
-class LinesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LineFileOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sink has no keys of its own beside `url`."""
 
 
-class LinesSink:
+class LineFileSink:
     """See cloud.sinks.Sink."""
 
-    Options: ClassVar[type[msgspec.Struct]] = LinesOptions
+    Options: ClassVar[type[msgspec.Struct]] = LineFileOptions
 
-    def __init__(self, url: str, options: LinesOptions) -> None:
+    def __init__(self, url: str, options: LineFileOptions) -> None:
         self._path = Path(unquote(urlsplit(url).path))
         self._one_at_a_time = asyncio.Lock()
         self._file = -1
