@@ -27,8 +27,10 @@ value = "value"
 
 [channel."*"]
 range = [0, 100]
+window = "1 s"
 off_delay = "0 s"
 """
+"""Windows of 1 s, so that summaries are made, sent and receipted while a benchmark of a few seconds runs."""
 
 
 @dataclass(frozen=True)

@@ -394,7 +394,8 @@ class Ingester:
         frame = delivery.frame
         assert frame is not None
         self._metrics.stored_frames.labels(delivery.leaf).inc()
-        self._metrics.lag_s.labels(delivery.leaf).observe((now_ns - frame.header.created_ns) / 1e9)
+        if delivery.correlation is not None:  # a will was made when its gateway connected
+            self._metrics.lag_s.labels(delivery.leaf).observe((now_ns - frame.header.created_ns) / 1e9)
         if isinstance(frame.body, AlarmBody):
             for alarm in frame.body.alarms:
                 self._metrics.alarm_latency_s.observe((now_ns - alarm.arrived_ns) / 1e9)

@@ -71,6 +71,7 @@ REJECT_REASONS = (
 DROP_POLICIES = (
     "drop_oldest",  # the store was full
     "overrun",  # a source that cannot wait sent more than the intake holds
+    "unconfirmed",  # the store was full, and the frame had been published: the cloud may have it
 )
 """Why a sample can be dropped. The index in this tuple is stored: only ever append."""
 

@@ -38,7 +38,6 @@ SIMPLE_TYPES: Final = {
 }
 COMMON: Final = {
     "user": "User name to log in with.",
-    "username": "User name to log in with.",
     "password_file": "File that holds the password in one line; `chmod 600` it.",
     "password_env": "Environment variable that holds the password, instead of a file.",
     "token_file": "File that holds the token in one line; `chmod 600` it.",

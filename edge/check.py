@@ -24,7 +24,7 @@ from devices.model import REJECT_REASONS, SECOND_NS, Floats, Int64s
 from devices.profiles import load
 from devices.wire.session import Session, SessionOptions
 from devices.wire.topics import topic
-from edge.config import EdgeConfig, SourceConfig, UplinkConfig
+from edge.config import EdgeConfig, SourceConfig
 from edge.intake import Drained, Intake, IntakeLimits, Source
 from edge.operators import Operators
 from edge.registry import Registry
@@ -73,7 +73,7 @@ async def check(config: EdgeConfig, listen_s: float, now_ns: Callable[[], int] =
     operators.tick(now_ns())  # the start of everybody's silence, after which windows close
     registry = Registry(operators, config.limits.series)
     probes = [_Probe(config, name, source, operators, registry, now_ns) for name, source in config.source.items()]
-    *found, broker = await asyncio.gather(*(p.listen(listen_s) for p in probes), _ask_broker(config.uplink, listen_s))
+    *found, broker = await asyncio.gather(*(p.listen(listen_s) for p in probes), _ask_broker(config, listen_s))
     for part in found:
         report.add(part)
     report.add(_what_would_be_sent(config, operators, now_ns()))
@@ -188,9 +188,9 @@ def _what_would_be_sent(config: EdgeConfig, operators: Operators, now_ns: int) -
     return report
 
 
-async def _ask_broker(uplink: UplinkConfig, listen_s: float) -> Report:
+async def _ask_broker(config: EdgeConfig, listen_s: float) -> Report:
     """Connect to the uplink's broker and leave again."""
-    report = Report()
+    report, uplink = Report(), config.uplink
     report.say(f"uplink {uplink.broker}")
     answered = asyncio.Event()
 
@@ -207,7 +207,7 @@ async def _ask_broker(uplink: UplinkConfig, listen_s: float) -> Report:
             SessionOptions(
                 broker=uplink.broker,
                 client_id=f"forebay-check-{secrets.token_hex(6)}",
-                username=uplink.user,
+                username=config.uplink_user,
                 password_file=uplink.password_file,
                 password_env=uplink.password_env,
                 ca_file=uplink.ca_file,

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -101,13 +102,37 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, config: EdgeConfig) -> int:
     if arguments.command == "run":
         from edge.daemon import run  # numba, sqlite3 and the like, which the other commands do not need
+        from edge.kernels.build import build_in_background
 
+        _log_as_json()
+        build_in_background()
         return run(config)
     if arguments.command == "check":
         return _check(config, arguments.seconds)
     if arguments.command == "watch":
         return _watch(config, arguments.source, arguments.json)
     return _status(config, arguments.json)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the keys that the ingester's log has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _check(config: EdgeConfig, listen_s: float) -> int:

@@ -200,6 +200,12 @@ class EdgeConfig(GatewayConfig, frozen=True, kw_only=True):
     source: dict[str, SourceConfig]
 
     @property
+    def uplink_user(self) -> str:
+        """User name at the uplink's broker; "" for none."""
+        has_password = bool(self.uplink.password_file or self.uplink.password_env)
+        return self.uplink.user or (self.gateway if has_password else "")
+
+    @property
     def digest(self) -> str:
         """16 hex digits that change with anything in the file or in the profiles that it uses; no secret is in it."""
         text = msgspec.json.encode(builtins(self), order="deterministic")

@@ -31,16 +31,17 @@ from devices.wire.topics import topic
 from edge.clock import Clock
 from edge.config import EdgeConfig
 from edge.intake import Intake, IntakeLimits
-from edge.operators import Operators
+from edge.outbox import Outbox
 from edge.pump import Pump
-from edge.recovery import recover
+from edge.recovery import Recovered, recover
 from edge.registry import Registry
 from edge.report import Reporter
+from edge.retention import Keep
 from edge.seal import Sealer, will
 from edge.status import StatusServer
 from edge.status import Views as ServedViews
-from edge.store import Store, StoreThread
-from edge.uplink import Outbox, Uplink
+from edge.store import StoreThread
+from edge.uplink import Uplink
 from edge.views import Views
 
 log = logging.getLogger("forebay.daemon")
@@ -53,20 +54,19 @@ SWITCH_INTERVAL_S = 0.0005
 def run(config: EdgeConfig) -> int:
     """Run the daemon until it is told to end; the exit code."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with ThreadPoolExecutor(1, "store") as executor:
-        store = Store.open(Path(config.store.path), config.store.max_size)
-        try:
-            return asyncio.run(_serve(config, store, executor))
-        finally:
-            executor.submit(store.close).result()
-
-
-async def _serve(config: EdgeConfig, store: Store, executor: ThreadPoolExecutor) -> int:
-    clock = Clock()
-    thread = StoreThread(store, executor)
     history = _History()
-    operators = Operators(history)
-    snapshot_block = recover(store, operators)
+    recovered = recover(Path(config.store.path), config.store.max_size, history)
+    with ThreadPoolExecutor(1, "store") as executor:
+        try:
+            return asyncio.run(_serve(config, recovered, history, executor))
+        finally:
+            executor.submit(recovered.store.close).result()
+
+
+async def _serve(config: EdgeConfig, recovered: Recovered, history: _History, executor: ThreadPoolExecutor) -> int:
+    clock = Clock()
+    store, operators = recovered.store, recovered.operators
+    thread = StoreThread(store, executor)
     clock.resume(operators.last_tick_ns)
 
     registry = Registry(operators, config.limits.series)
@@ -74,11 +74,11 @@ async def _serve(config: EdgeConfig, store: Store, executor: ThreadPoolExecutor)
     for name, source in config.source.items():
         codec = load("codecs", source.profile.codec.name)(source.profile.codec.options)
         intake.add(name, load("drivers", source.driver), source.options, codec, source.profile)
-    for name, messages in store.unconfirmed().items():
+    for name, messages in recovered.unconfirmed.items():
         if name in intake.sources:
             intake.sources[name].unconfirmed.restore(messages)
 
-    outbox = Outbox(store.outbox(), store.send_limits(), config.uplink.window_bytes)
+    outbox = Outbox(recovered.outbox, store.send_limits(), config.uplink.window_bytes)
     uplink = Uplink(
         config.gateway,
         store.epoch,
@@ -99,10 +99,10 @@ async def _serve(config: EdgeConfig, store: Store, executor: ThreadPoolExecutor)
         sealer=sealer,
         clock=clock,
         committed=store.committed(),
-        snapshot_block=snapshot_block,
+        snapshot_block=recovered.snapshot_block,
         commit_delay_s=config.store.commit_delay.s,
         when_full=config.store.when_full,
-        journal_keep_bytes=config.journal.max_size,
+        keep=Keep(config.journal.max_size, config.journal.keep.ns),
     )
     history.source = pump
     pump.reporter = Reporter(
@@ -139,7 +139,7 @@ async def _run_until_told(intake: Intake, pump: Pump, uplink: Uplink, session: S
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pumping.cancel)
         log.info("ending: committing what was taken in, sending what can be sent in %g s", SHUTDOWN_S)
-        intake.stop()
+        intake.pause()
         pump.stop(SHUTDOWN_S)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -123,7 +123,7 @@ class Filters:
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """A copy of all that the filters remember: by pass, first axis the series."""
         passes = (self._fused, *self._external.values())
-        return {each.name: each.state.array[: self._count].copy() for each in passes}
+        return {each.name: each.state.saved(self._count) for each in passes}
 
     def restore(self, saved: dict[str, NDArray[Any]]) -> None:
         """Go on from a snapshot of this VERSION, after `add_series` was called for its series.

@@ -16,7 +16,7 @@ import zstandard
 from google.protobuf.message import DecodeError as ProtobufError
 
 from devices.errors import FrameError, StoreCorrupt
-from devices.model import Bytes, SampleBatch
+from devices.model import Bytes, SampleBatch, SeriesSpec
 from devices.wire import columns
 from devices.wire import telemetry_pb2 as pb
 from edge.ledger import Deltas
@@ -35,6 +35,12 @@ class Block:
     deltas: Deltas = field(default_factory=Deltas)
     sealed: bool = False
     """What had closed by the end of the block went into frames with the same commit."""
+    resumed_ns: int = 0
+    """Before all else the gateway started, at this time."""
+    changed: list[tuple[int, SeriesSpec]] = field(default_factory=list)
+    """After the samples and ticks, and before what has closed is sealed, the configuration changed these series."""
+    series: int = 0
+    """How many series there were at its end."""
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -46,6 +52,9 @@ class _Stored(msgspec.Struct, array_like=True):
     tick_times_ns: list[int]
     sealed: bool
     deltas: Deltas
+    resumed_ns: int
+    changed: list[tuple[int, SeriesSpec]]
+    known: int
     series: bytes = b""
     counts: bytes = b""
     time_firsts: bytes = b""
@@ -59,7 +68,10 @@ def encode(block: Block) -> bytes:
     """A block as bytes."""
     n = len(block.batch)
     positions = [position for position, _ in block.ticks]
-    stored = _Stored(n, 0, positions, [ns for _, ns in block.ticks], block.sealed, block.deltas)
+    times_ns = [ns for _, ns in block.ticks]
+    stored = _Stored(
+        n, 0, positions, times_ns, block.sealed, block.deltas, block.resumed_ns, block.changed, block.series
+    )
     if n:
         _pack_samples(block, positions, stored)
     return zstandard.compress(msgspec.msgpack.encode(stored), ZSTD_LEVEL)
@@ -89,8 +101,9 @@ def decode(data: bytes) -> Block:
     try:
         stored = msgspec.msgpack.decode(zstandard.decompress(data), type=_Stored)
         ticks = list(zip(stored.tick_positions, stored.tick_times_ns, strict=True))
+        rest = (ticks, stored.deltas, stored.sealed, stored.resumed_ns, stored.changed, stored.known)
         if not stored.samples:
-            return Block(SampleBatch.empty(), np.empty(0, np.uint8), ticks, stored.deltas, stored.sealed)
+            return Block(SampleBatch.empty(), np.empty(0, np.uint8), *rest)
         groups = columns.Groups(columns.unpack_ints(stored.counts, stored.groups, "counts"))
         series = columns.unpack_differences(stored.series, stored.groups, "series")
         firsts = columns.unpack_differences(stored.time_firsts, stored.groups, "time")
@@ -101,7 +114,7 @@ def decode(data: bytes) -> Block:
             columns.unpack_decimals(pb.Decimals.FromString(stored.values), groups, "value"),
             _unpack_flags(stored.quality, groups.n),
         )
-        return Block(batch, _unpack_flags(stored.verdict, groups.n), ticks, stored.deltas, stored.sealed)
+        return Block(batch, _unpack_flags(stored.verdict, groups.n), *rest)
     except (msgspec.MsgspecError, zstandard.ZstdError, ProtobufError, FrameError, ValueError) as error:
         raise StoreCorrupt(f"a journal block cannot be read: {error}") from error
 

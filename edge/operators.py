@@ -7,6 +7,8 @@ for bit. However the stream is cut into batches, the result is the same.
     samples ─▶ filters ─▶ alarms ─▶ .alarms        (open or closed since the last `take`)
        └─────▶ windows ─────────▶ .take()          (summaries, state changes, raw samples)
        └─────▶ ledger
+
+Each operator's state has a version; a snapshot whose versions are others is refused whole.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.model import Alarm, Bytes, Int64s, SampleBatch, SeriesSpec
+from devices.errors import StoreError
+from devices.model import CHANGE_DTYPE, SECOND_NS, SUMMARY_DTYPE, Alarm, Bytes, Int64s, SampleBatch, SeriesSpec
+from edge import identity, ledger
 from edge.alarms import Alarms, AlarmsState
 from edge.filters import Filters
 from edge.identity import ACCEPTED, BEHIND_JOURNAL, Admission, History
@@ -26,7 +30,12 @@ from edge.journal import Block
 from edge.ledger import Deltas, Ledger
 from edge.windows import Windows
 
-STATE_VERSION = 1
+GAP_NS = 2 * SECOND_NS
+"""Between the last tick before a stop and the start after it; less is the usual distance of ticks."""
+
+
+_VERSIONS = np.array([1, identity.VERSION, Filters.VERSION, Alarms.VERSION, Windows.VERSION, ledger.VERSION])
+"""Of this module's own state, and of each operator's."""
 
 
 @dataclass(slots=True)
@@ -54,6 +63,8 @@ class Operators:
         self.last_tick_ns = 0
         self._seen_ns = np.zeros(64, np.int64)
         """By series: the last tick before its latest sample. What `silent` goes by: devices' clocks may be wrong."""
+        self._summaries: list[NDArray[Any]] = []
+        self._changes: list[NDArray[Any]] = []
         self._raw: list[SampleBatch] = []
         self._is_raw = np.zeros(64, np.bool_)
         self._any_raw = False
@@ -94,6 +105,7 @@ class Operators:
         events = self.filters.run(batch)
         alarms = self.alarms.records(events, self.filters.detectors, int(arrived_ns[0])) if len(events) else []
         self.windows.run(batch)
+        self._collect()
         if self._any_raw and (raw := self._is_raw[batch.series]).any():
             self._raw.append(batch.take(raw))
         return alarms
@@ -108,10 +120,26 @@ class Operators:
         """The clock's own event: windows of silent series close, and `silent` is raised or cleared."""
         self.last_tick_ns = now_ns
         self.windows.tick(now_ns)
+        self._collect()
         return self.alarms.tick(now_ns, self._seen_ns[: len(self.specs)])
+
+    def _collect(self) -> None:
+        """What has closed waits here, where `open_samples` sees it."""
+        if self.windows.has_closed():
+            self._summaries.append(self.windows.take())
+            self._changes.append(self.windows.changes())
+
+    def resume(self, now_ns: int) -> None:
+        """The gateway was away since the last tick: nobody was silent in that time."""
+        away_ns = now_ns - self.last_tick_ns
+        if self.last_tick_ns and away_ns > GAP_NS:
+            self._seen_ns[self._seen_ns > 0] += away_ns
+            self.windows.away(away_ns)
 
     def replay(self, block: Block) -> None:
         """Take in a block of the journal once more; what it led to was sent, or is in the outbox."""
+        if block.resumed_ns:
+            self.resume(block.resumed_ns)
         start = 0
         for position, tick_ns in [*block.ticks, (len(block.batch), None)]:
             part = slice(start, position)
@@ -126,27 +154,38 @@ class Operators:
                 self.tick(tick_ns)
             start = position
         self.apply(block.deltas)
+        for index, spec in block.changed:
+            self.set_series(index, spec)
         if block.sealed:
             self.take()
 
     def apply(self, deltas: Deltas) -> None:
         self.ledger.apply(deltas)
 
-    def has_closed(self) -> bool:
-        """Whether `take` would return anything."""
-        return bool(self._raw) or self.windows.has_closed()
+    def closed_rows(self) -> int:
+        """How much `take` would return."""
+        return sum(map(len, self._summaries)) + sum(map(len, self._changes)) + sum(map(len, self._raw))
 
     # -- what comes out ------------------------------------------------------------------------------
 
     def take(self) -> Closed:
         """All that has closed since the last call."""
-        raw = SampleBatch.concat(self._raw) if self._raw else SampleBatch.empty()
-        self._raw = []
-        return Closed(self.windows.take(), self.windows.changes(), raw)
+        self._collect()
+        closed = Closed(
+            np.concatenate(self._summaries) if self._summaries else np.empty(0, SUMMARY_DTYPE),
+            np.concatenate(self._changes) if self._changes else np.empty(0, CHANGE_DTYPE),
+            SampleBatch.concat(self._raw) if self._raw else SampleBatch.empty(),
+        )
+        self._summaries, self._changes, self._raw = [], [], []
+        return closed
 
     def open_samples(self) -> Int64s:
         """int64[series]: samples that are in no frame yet."""
-        counts = self.windows.open_counts()[: len(self.specs)].copy()
+        counts = np.zeros(len(self.specs), np.int64)
+        in_windows = self.windows.open_counts()[: len(counts)]
+        counts[: len(in_windows)] = in_windows
+        for rows in self._summaries:
+            np.add.at(counts, rows["series"], rows["count"])
         for batch in self._raw:
             counts += np.bincount(batch.series, minlength=len(counts))
         return counts
@@ -156,7 +195,7 @@ class Operators:
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """A copy of all state, as arrays; to be taken right after `take`, when nothing waits to be sealed."""
         state: dict[str, NDArray[Any]] = {
-            "versions": np.array([STATE_VERSION]),
+            "versions": _VERSIONS,
             "last_tick_ns": np.array([self.last_tick_ns]),
             "seen_ns": self._seen_ns[: len(self.specs)].copy(),
             "alarms": np.frombuffer(msgspec.json.encode(self.alarms.snapshot()), np.uint8),
@@ -166,13 +205,21 @@ class Operators:
         return state
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take over what `snapshot` gave. The series of that time must have been set before."""
-        self.last_tick_ns = int(state["last_tick_ns"][0])
-        self._seen_ns[: len(state["seen_ns"])] = state["seen_ns"]
-        self.alarms.restore(msgspec.json.decode(state["alarms"].tobytes(), type=AlarmsState))
-        for name, operator in self._operators().items():
-            prefix = f"{name}."
-            operator.restore({part[len(prefix) :]: array for part, array in state.items() if part.startswith(prefix)})
+        """Take over what `snapshot` gave. The series of that time must have been set before.
+
+        Raises StoreError for state that this version cannot read; these operators are of no use then.
+        """
+        try:
+            if state["versions"].tolist() != _VERSIONS.tolist():
+                raise StoreError(f"it has the versions {state['versions'].tolist()}, not {_VERSIONS.tolist()}")
+            self.last_tick_ns = int(state["last_tick_ns"][0])
+            self._seen_ns[: len(state["seen_ns"])] = state["seen_ns"]
+            self.alarms.restore(msgspec.json.decode(state["alarms"].tobytes(), type=AlarmsState))
+            for name, operator in self._operators().items():
+                own = f"{name}."
+                operator.restore({part[len(own) :]: array for part, array in state.items() if part.startswith(own)})
+        except (KeyError, IndexError, ValueError, msgspec.MsgspecError) as error:
+            raise StoreError(f"it does not fit this version: {error!r}") from error
 
     def _operators(self) -> dict[str, Any]:
         return {
@@ -181,3 +228,8 @@ class Operators:
             "windows": self.windows,
             "ledger": self.ledger,
         }
+
+
+def series_of(state: dict[str, NDArray[Any]]) -> int:
+    """How many series there were when a snapshot was taken."""
+    return len(state.get("seen_ns", ()))

@@ -22,44 +22,28 @@ from __future__ import annotations
 
 from collections import deque
 from functools import lru_cache
-from hashlib import blake2b
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from devices.drivers import Marks
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
-_HALF = np.uint64(32)
 _TOPICS_CACHED = 8192
 _ENTRY = np.dtype([("packet_id", "<u2"), ("digest", "<u8")])
 
 
 def digests(topics: list[str], payloads: list[bytes]) -> list[int]:
-    """64-bit digest of each message's topic and payload, the same in every process.
+    """64-bit digest of each message's topic and payload (XXH3), the same in every process.
 
-    sum over the payload's 8-byte words w[i] of fold(w[i] * k[i]), with an odd 64-bit k[i] for each place
-    (multilinear hashing, Lemire and Kaser 2014, with SplitMix64's constants for k), plus the topic's BLAKE2b.
     It tells different messages apart; it does not resist one who makes collisions, who would only lose
-    messages of their own. All messages at once: 0.2 us each, where BLAKE2b takes 0.5.
+    messages of their own.
     """
-    sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
-    words = np.frombuffer(b"".join([p.ljust((len(p) + 8) & -8, b"\0") for p in payloads]), "<u8")
-    counts = (sizes + 8) >> 3  # at least one word each, for `reduceat`
-    starts = np.cumsum(counts) - counts
-    place = (np.arange(1, len(words) + 1) - np.repeat(starts, counts)).astype(np.uint64) * _GOLDEN
-    place = (place ^ (place >> _HALF)) * _MIX | np.uint64(1)
-    mixed = words * place
-    mixed ^= mixed >> _HALF
-    total = np.add.reduceat(mixed, starts) + sizes.astype(np.uint64) * _GOLDEN
-    total += np.fromiter(map(_topic_digest, topics), np.uint64, len(topics))
-    out: list[int] = total.tolist()
-    return out
+    return [xxh3_64_intdigest(payload, _seed(topic)) for topic, payload in zip(topics, payloads, strict=True)]
 
 
 @lru_cache(_TOPICS_CACHED)
-def _topic_digest(topic: str) -> int:
-    return int.from_bytes(blake2b(topic.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+def _seed(topic: str) -> int:
+    return xxh3_64_intdigest(topic.encode("utf-8", "surrogatepass"))
 
 
 class Unconfirmed:

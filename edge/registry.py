@@ -1,7 +1,8 @@
 """The table of series: append-only, bounded, the same across restarts. The index of a series never changes.
 
 A series whose settings were changed by configuration keeps running with the old ones until the pump applies
-the new (`changed`) together with a snapshot: so a replay always runs with the settings that its samples met.
+the new (`changed`) at the end of a journal block, which holds them: so a replay always runs with the settings
+that its samples met.
 """
 
 from __future__ import annotations

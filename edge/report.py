@@ -17,8 +17,8 @@ from devices.model import DROP_POLICIES, REJECT_REASONS, Int64s
 from devices.wire.frame import Account, Heartbeat, Inventory, InventoryDevice, Ledger
 from edge.custody import Usage
 from edge.operators import Operators
+from edge.outbox import Outbox
 from edge.seal import Sealed, Sealer
-from edge.uplink import Outbox
 
 SOFTWARE = f"forebay {version('forebay')}"
 
@@ -69,7 +69,7 @@ class Reporter:
 
     def _heartbeat(self, now_ns: int) -> Heartbeat:
         usage = self._usage()
-        oldest_ns = min((row.created_ns for row in self._outbox.held()), default=now_ns)
+        oldest_ns = self._outbox.oldest_held_ns() or now_ns
         return Heartbeat(
             time_ns=now_ns,
             software=SOFTWARE,

@@ -34,6 +34,9 @@ from edge.operators import Closed
 ROWS_MAX = 4096
 """Rows of one frame: some 50 KB of summaries, far below what brokers take."""
 
+ALARMS_MAX = 512
+"""Of one frame: with their sentences some 200 KB unpacked."""
+
 Sealed: TypeAlias = tuple[OutboxRow, bytes]
 
 
@@ -70,13 +73,15 @@ class Sealer:
         body = RawBody(SampleBatch(local, batch.time_ns, batch.value, batch.quality))
         return self._seal(Lane.RAW, "raw", now_ns, table, body, custody)
 
-    def alarms(self, alarms: list[Alarm], now_ns: int) -> Sealed:
-        """One frame of alarms, for the lane that goes first."""
-        table, local, _ = self._table(np.array([alarm.series for alarm in alarms], np.int32), None)
-        renumbered = [
-            msgspec.structs.replace(alarm, series=int(index)) for alarm, index in zip(alarms, local, strict=True)
-        ]
-        return self._seal(Lane.ALARM, "alarm", now_ns, table, AlarmBody(renumbered), Custody.none())
+    def alarms(self, alarms: list[Alarm], now_ns: int) -> Iterator[Sealed]:
+        """Frames of alarms, for the lane that goes first."""
+        for start in range(0, len(alarms), ALARMS_MAX):
+            part = alarms[start : start + ALARMS_MAX]
+            table, local, _ = self._table(np.array([alarm.series for alarm in part], np.int32), None)
+            renumbered = [
+                msgspec.structs.replace(alarm, series=index) for alarm, index in zip(part, local.tolist(), strict=True)
+            ]
+            yield self._seal(Lane.ALARM, "alarm", now_ns, table, AlarmBody(renumbered), Custody.none())
 
     def ledger(self, ledger: Ledger, now_ns: int) -> Sealed:
         return self._seal(Lane.LIVE, "ledger", now_ns, [], ledger, Custody.none())
@@ -87,7 +92,7 @@ class Sealer:
     def _seal(self, lane: Lane, leaf: str, now_ns: int, table: list[WireSeries], body: Any, custody: Custody) -> Sealed:
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         frame = encode(Frame(Header(self._gateway, self._epoch, seq, lane, now_ns), table, body))
-        return OutboxRow(seq, lane, leaf, now_ns, digest(frame), custody, len(frame)), frame
+        return OutboxRow(seq, lane, leaf, now_ns, digest(frame), custody.pack(), len(frame)), frame
 
     def _table(
         self, series: NDArray[np.int32], samples: NDArray[np.int64] | None

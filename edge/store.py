@@ -36,6 +36,7 @@ reported; the daemon starts with an empty one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 import os
@@ -55,7 +56,7 @@ from numpy.typing import NDArray
 
 from devices.errors import StoreCorrupt, StoreError, StoreFull
 from devices.model import Lane, SeriesSpec
-from edge.custody import Commit, Committed, Custody, DeadLetter, JournalRow, OutboxRow, Usage
+from edge.custody import Commit, Committed, DeadLetter, JournalRow, OutboxRow, Usage
 
 log = logging.getLogger("forebay.store")
 
@@ -102,6 +103,7 @@ class Store:
         """Where the file that was found damaged lies now; "" when none was."""
         self.epoch = int.from_bytes(self._meta("epoch"), "big")
         self._journal_bytes = self._one("SELECT sum(length(block)) FROM journal", default=0)
+        self._journal_from_ns = self._oldest_ns()
         self._high_ns = self._one("SELECT high_ns FROM journal ORDER BY id DESC LIMIT 1", default=-(1 << 62))
 
     # -- opening -------------------------------------------------------------------------------------
@@ -116,16 +118,18 @@ class Store:
                 f"cannot make the store's folder {path.parent}: {error.strerror}; set [store] path to a folder that "
                 "this user may write"
             ) from None
-        aside = ""
-        if path.exists():
-            try:
-                return cls._open_existing(path, max_size_bytes)
-            except (sqlite3.DatabaseError, StoreCorrupt) as error:
-                if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-                    raise StoreError(
-                        f"{path} is in use by another process: is a forebay-edge already running on it?"
-                    ) from None
-                aside = str(_set_aside(path, str(error)))
+        if not path.exists():
+            _make(path, max_size_bytes)
+            return cls._open_existing(path, max_size_bytes)
+        try:
+            return cls._open_existing(path, max_size_bytes)
+        except StoreCorrupt as error:
+            return cls.anew(path, max_size_bytes, str(error))
+
+    @classmethod
+    def anew(cls, path: Path, max_size_bytes: int, why: str) -> Store:
+        """Set a file that cannot be used aside, and begin with an empty one."""
+        aside = str(_set_aside(path, why))
         _make(path, max_size_bytes)
         store = cls._open_existing(path, max_size_bytes)
         store.set_aside = aside
@@ -137,15 +141,19 @@ class Store:
         # The store's thread is not the one that opens it; it is still used from one thread at a time.
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
         try:
-            _configure(db, (max_size_bytes - wal_bytes) // PAGE_BYTES, wal_bytes)
+            _configure(db, wal_bytes)
             version = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
             if version is None or int(version[0]) > SCHEMA_VERSION:
                 raise StoreCorrupt(
                     f"its schema version is {version and int(version[0])}, this program knows up to {SCHEMA_VERSION}"
                 )
             _grow_wal(db, wal_bytes)
+            db.execute(f"PRAGMA max_page_count = {(max_size_bytes - wal_bytes) // PAGE_BYTES}")
             db.execute("DELETE FROM snapshot WHERE id NOT IN (SELECT max(id) FROM snapshot WHERE part = '')")
             return cls(db, path)
+        except sqlite3.Error as error:
+            db.close()
+            raise _cannot_open(path, error) from error
         except BaseException:
             db.close()
             raise
@@ -169,6 +177,11 @@ class Store:
                     "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))",
                     (msgspec.json.encode(commit.removed).decode(),),
                 )
+            if commit.to_backfill_above is not None:
+                db.execute(
+                    "UPDATE outbox SET lane = ? WHERE lane = ? AND seq > ?",
+                    (Lane.BACKFILL, Lane.LIVE, commit.to_backfill_above),
+                )
             if commit.trim_journal_to:
                 trimmed_bytes = self._trim(commit.trim_journal_to)
             if commit.new_series:
@@ -183,14 +196,9 @@ class Store:
                 db.executemany(
                     "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?)",
                     [
-                        (row.seq, row.lane, row.leaf, row.created_ns, row.digest, row.custody.pack(), frame)
+                        (row.seq, row.lane, row.leaf, row.created_ns, row.digest, row.packed_custody, frame)
                         for row, frame in commit.frames
                     ],
-                )
-            if commit.to_backfill_above is not None:
-                db.execute(
-                    "UPDATE outbox SET lane = ? WHERE lane = ? AND seq > ?",
-                    (Lane.BACKFILL, Lane.LIVE, commit.to_backfill_above),
                 )
             if commit.unconfirmed:
                 db.executemany("INSERT OR REPLACE INTO unconfirmed VALUES (?, ?)", list(commit.unconfirmed.items()))
@@ -200,6 +208,8 @@ class Store:
         except sqlite3.Error as error:
             raise self._failed(error, "the commit") from error
         self._high_ns = high_ns
+        if trimmed_bytes or not self._journal_bytes:
+            self._journal_from_ns = self._oldest_ns()
         self._journal_bytes += len(commit.block) - trimmed_bytes
         return self.committed()
 
@@ -255,15 +265,18 @@ class Store:
         return int(row[0]) if row else 0
 
     def series(self) -> list[SeriesSpec]:
-        """The specs of all series; the index of a series is its place in the list."""
+        """The specs of all series; the index of a series is its place in the list. Raises StoreCorrupt."""
         rows = self._db.execute("SELECT spec FROM series ORDER BY id").fetchall()
-        return [msgspec.json.decode(spec, type=SeriesSpec) for (spec,) in rows]
+        try:
+            return [msgspec.json.decode(spec, type=SeriesSpec) for (spec,) in rows]
+        except msgspec.MsgspecError as error:
+            raise StoreCorrupt(f"{self.path}: the table of series is damaged: {error}") from error
 
     def outbox(self) -> list[OutboxRow]:
         rows = self._db.execute(
             "SELECT seq, lane, leaf, created_ns, digest, custody, length(frame) FROM outbox ORDER BY seq"
         )
-        return [OutboxRow(q, Lane(n), leaf, ns, d, Custody.unpack(c), size) for q, n, leaf, ns, d, c, size in rows]
+        return [OutboxRow(q, Lane(n), leaf, ns, d, c, size) for q, n, leaf, ns, d, c, size in rows]
 
     def frames(self, seqs: list[int]) -> dict[int, bytes]:
         """The bytes of frames that are still there."""
@@ -280,17 +293,15 @@ class Store:
         return {Lane(lane): limit for lane, limit in self._db.execute("SELECT lane, send_limit FROM lane")}
 
     def oldest_blocks(self, limit: int = 1000) -> list[JournalRow]:
-        rows = self._db.execute("SELECT id, length(block) FROM journal ORDER BY id LIMIT ?", (limit,))
+        rows = self._db.execute("SELECT id, length(block), high_ns FROM journal ORDER BY id LIMIT ?", (limit,))
         return [JournalRow(*row) for row in rows]
 
-    def blocks(self, after: int) -> Iterator[tuple[int, bytes]]:
-        """(id, block) of all blocks after `after`, oldest first. Raises StoreCorrupt at a damaged one."""
+    def blocks(self, after: int) -> Iterator[tuple[int, bytes | None]]:
+        """(id, block) of all blocks after `after`, oldest first; None for a damaged one."""
         for block_id, crc, block in self._db.execute(
             "SELECT id, crc, block FROM journal WHERE id > ? ORDER BY id", (after,)
         ):
-            if zlib.crc32(block) != crc:
-                raise StoreCorrupt(f"{self.path}: journal block {block_id} is damaged")
-            yield block_id, block
+            yield block_id, block if zlib.crc32(block) == crc else None
 
     def blocks_between(self, lo_ns: int, hi_ns: int) -> list[bytes]:
         """Blocks that may hold samples with lo_ns <= time <= hi_ns.
@@ -328,39 +339,54 @@ class Store:
 
     def usage(self) -> Usage:
         pages = self._pragma("page_count") - self._pragma("freelist_count")
-        return Usage(pages * PAGE_BYTES, self._pragma("max_page_count") * PAGE_BYTES, self._journal_bytes)
+        return Usage(
+            pages * PAGE_BYTES, self._pragma("max_page_count") * PAGE_BYTES, self._journal_bytes, self._journal_from_ns
+        )
+
+    def _oldest_ns(self) -> int:
+        return self._one("SELECT high_ns FROM journal ORDER BY id LIMIT 1", default=0)
 
     # -- snapshots -----------------------------------------------------------------------------------
 
-    def write_snapshot(self, after_block: int, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]) -> None:
-        """Store the operators' state as it was after journal block `after_block`; the one before goes.
+    def snapshot_steps(
+        self, after_block: int, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]
+    ) -> Iterator[None]:
+        """Store the operators' state as it was after journal block `after_block`; the one before goes with the last
+        step. `changed`: settings of series that count in this state.
 
-        Written in transactions of limited size, so that the WAL stays within its share; the closing row
-        makes the snapshot whole. `changed`: settings of series that count from this state on.
+        Each step is a transaction of limited size: the WAL stays within its share, and commits go in between.
+        The closing row makes the snapshot whole. Raises StoreError; what was written is removed then.
         """
-        db = self._db
+        pieces: list[tuple[int, str, int, bytes]] = []
+        size_bytes = 0
         try:
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("DELETE FROM snapshot WHERE id = ?", (after_block,))
-            written = 0
             for part, array in state.items():
                 for piece, rows in enumerate(_pieces(array)):
-                    data = _npy(rows)
-                    db.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?)", (after_block, part, piece, data))
-                    written += len(data)
-                    if written > SNAPSHOT_TRANSACTION_BYTES:
-                        db.execute("COMMIT")
-                        db.execute("BEGIN IMMEDIATE")
-                        written = 0
+                    pieces.append((after_block, part, piece, _npy(rows)))
+                    size_bytes += len(pieces[-1][3])
+                    if size_bytes > SNAPSHOT_TRANSACTION_BYTES:
+                        self._insert_pieces(pieces)
+                        pieces, size_bytes = [], 0
+                        yield
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO snapshot VALUES (?, ?, ?, ?)", pieces)
             self._insert_series(list(changed.items()))
-            db.execute("INSERT INTO snapshot VALUES (?, '', 0, x'')", (after_block,))
-            db.execute("DELETE FROM snapshot WHERE id <> ?", (after_block,))
-            db.execute("COMMIT")
+            self._db.execute("INSERT INTO snapshot VALUES (?, '', 0, x'')", (after_block,))
+            self._db.execute("DELETE FROM snapshot WHERE id <> ?", (after_block,))
+            self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            raise self._failed(error, "the snapshot") from error
+            failed = self._failed(error, "the snapshot")
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("DELETE FROM snapshot WHERE id = ?", (after_block,))
+            raise failed from error
+
+    def _insert_pieces(self, pieces: list[tuple[int, str, int, bytes]]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany("INSERT INTO snapshot VALUES (?, ?, ?, ?)", pieces)
+        self._db.execute("COMMIT")
 
     def read_snapshot(self) -> tuple[int, dict[str, NDArray[Any]]]:
-        """(block id, state) of the last whole snapshot; (0, {}) when there is none."""
+        """(block id, state) of the last whole snapshot; (0, {}) when there is none. Raises StoreCorrupt."""
         head = self._db.execute("SELECT max(id) FROM snapshot WHERE part = ''").fetchone()
         if head[0] is None:
             return 0, {}
@@ -368,7 +394,10 @@ class Store:
         for part, data in self._db.execute(
             "SELECT part, data FROM snapshot WHERE id = ? AND part <> '' ORDER BY part, piece", head
         ):
-            pieces.setdefault(part, []).append(_from_npy(data))
+            try:
+                pieces.setdefault(part, []).append(_from_npy(data))
+            except (zstandard.ZstdError, ValueError) as error:
+                raise StoreCorrupt(f"{self.path}: the snapshot is damaged: {error}") from error
         return int(head[0]), {part: np.concatenate(arrays) for part, arrays in pieces.items()}
 
     # -- small ---------------------------------------------------------------------------------------
@@ -388,9 +417,24 @@ class Store:
         """Roll back, and say what happened."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
             return StoreFull(f"{self.path} is full: {what} changed nothing")
         return StoreError(f"{self.path}: {what} failed and changed nothing: {error}")
+
+
+def _cannot_open(path: Path, error: sqlite3.Error) -> StoreError:
+    """StoreCorrupt only where the file itself is bad: what the disk or its rights forbid does not condemn it."""
+    if is_damage(error):
+        return StoreCorrupt(str(error))
+    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        return StoreError(f"{path} is in use by another process: is a forebay-edge already running on it?")
+    return StoreError(f"cannot open the store {path}: {error}; check that this user may write it, and the disk")
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """The file is no store, or no longer one: damaged pages, missing tables."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
 
 
 def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -402,7 +446,7 @@ def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _npy(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    return zstandard.compress(buffer.getvalue(), 1)
+    return zstandard.ZstdCompressor(1, write_checksum=True).compress(buffer.getvalue())
 
 
 def _from_npy(data: bytes) -> NDArray[Any]:
@@ -414,11 +458,10 @@ def _wal_share(max_size_bytes: int) -> int:
     return min(max(max_size_bytes // WAL_SHARE, WAL_BYTES_MIN), WAL_BYTES_MAX)
 
 
-def _configure(db: sqlite3.Connection, max_pages: int, wal_bytes: int) -> None:
+def _configure(db: sqlite3.Connection, wal_bytes: int) -> None:
     db.execute("PRAGMA locking_mode = EXCLUSIVE")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    db.execute(f"PRAGMA max_page_count = {max_pages}")
     # Checkpointed at a quarter of its share: a commit that falls due then still fits.
     db.execute(f"PRAGMA wal_autocheckpoint = {wal_bytes // PAGE_BYTES // 4}")
     db.execute("PRAGMA cache_size = -2048")
@@ -429,11 +472,19 @@ def _configure(db: sqlite3.Connection, max_pages: int, wal_bytes: int) -> None:
 def _grow_wal(db: sqlite3.Connection, wal_bytes: int) -> None:
     """Write the WAL to its share: SQLite removes it at a clean end, and a disk may be full later.
 
-    What is rolled back has passed through the WAL all the same, once it is larger than the cache.
+    What is rolled back has passed through the WAL all the same, once it is larger than the cache. To be done before
+    the file's own limit is set: a file that is full has no room for what never comes to it.
     """
     db.execute("BEGIN IMMEDIATE")
-    db.execute("INSERT INTO meta VALUES ('wal', zeroblob(?))", (wal_bytes - (wal_bytes >> 4),))
-    db.execute("ROLLBACK")
+    try:
+        db.execute("INSERT INTO meta VALUES ('wal', zeroblob(?))", (wal_bytes - (wal_bytes >> 4),))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            raise
+        log.warning("the store's log cannot have its full size: %s (the disk is full)", error)
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def _make(path: Path, max_size_bytes: int) -> None:
@@ -506,7 +557,9 @@ class StoreThread:
     async def write_snapshot(
         self, after_block: int, state: dict[str, NDArray[Any]], changed: dict[int, SeriesSpec]
     ) -> None:
-        await self._call(self._store.write_snapshot, after_block, state, changed)
+        steps = self._store.snapshot_steps(after_block, state, changed)
+        while await self._call(_step, steps):
+            pass
 
     async def oldest_blocks(self) -> list[JournalRow]:
         return await self._call(self._store.oldest_blocks)
@@ -516,7 +569,18 @@ class StoreThread:
 
     def blocks_between(self, lo_ns: int, hi_ns: int) -> list[bytes]:
         """Waits for the thread: for the rare sample that is older than what is in memory."""
-        return self._executor.submit(self._store.blocks_between, lo_ns, hi_ns).result()
+        try:
+            return self._executor.submit(self._store.blocks_between, lo_ns, hi_ns).result()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._store.path} cannot be read: {error}") from error
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        except sqlite3.Error as error:  # of the methods that only read
+            raise StoreError(f"{self._store.path} cannot be read: {error}") from error
+
+
+def _step(steps: Iterator[None]) -> bool:
+    """Whether there is another."""
+    return next(steps, steps) is not steps

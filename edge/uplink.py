@@ -1,19 +1,16 @@
-"""Lanes, publishing and receipts: the outbox on its way to the cloud.
+"""Publishing and receipts: the outbox on its way to the cloud.
 
-A frame is in one of these states, and this module's index (`Outbox`) is the only judge of which:
+    outbox.due ─▶ budget ─▶ publish ─▶ broker ─▶ ingester ─▶ sink
+                              ▲                                │
+       next commit ◀─ answers ◀─ receipt (epoch, seq, digest) ◀┘
 
-  held       above its lane's send limit: never published, may be merged or dropped by edge/retention.py
-  due        at or below the limit, not on its way: published as soon as link and budget allow
-  published  sent, waiting for its receipt; due again after `receipt_timeout`, doubling to 5 min, with jitter
-  slow       sent five times while others were receipted: out of the window, so that it holds up nothing
-  receipted  gone with the next commit
+Which frames there are and which may go, edge/outbox.py says; this module waits, publishes, and takes answers.
 
 What a crash leaves: a frame is deleted by the commit that follows its receipt, so a crash in between
-sends it again, which changes nothing in the cloud (design §4.2). The send limit is raised in a commit and
-published from only after it, so no frame that may have been seen by the cloud is ever merged.
+sends it again, which changes nothing in the cloud (design §4.2). A PUBACK frees nothing.
 
-The window of a lane counts the bytes at or below its limit that have no receipt; alarms have a window of
-their own, so a backlog never stands before an alarm.
+Nobody listens: where the broker says so (reason 0x10) it has thrown the frame away. Then one frame, the
+smallest, is published now and again, until somebody does; all others wait for that.
 """
 
 from __future__ import annotations
@@ -21,28 +18,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
-from devices.errors import ForebayError, FrameError
+from devices.errors import ForebayError, FrameError, StoreError
 from devices.model import Lane
 from devices.wire import topics
 from devices.wire.receipt import Receipt, decode_receipt
 from devices.wire.receive import Inbound
 from devices.wire.topics import Correlation, parse_correlation
 from edge.custody import OutboxRow
+from edge.outbox import Flight, Outbox
 
 log = logging.getLogger("forebay.uplink")
 
-SENDS_BEFORE_SLOW = 5
-RECEIPT_TIMEOUT_MAX_S = 300.0
 NOBODY_LISTENS_S = (1.0, 30.0)
 """Wait after PUBACK 0x10 (no ingester is subscribed): first, and at most."""
 PUBACK_NOBODY_LISTENS = 0x10
+PUBACK_REFUSED = 0x80
+FRAMES_AT_ONCE = 16
+"""Read from the store and published before it is looked whether something more urgent has come."""
 CACHE_BYTES = 4 << 20
 """Frames just committed are kept in memory up to this much, so that live data need not be read back."""
+STORE_RETRY_S = 1.0
 
 
 class Link(Protocol):
@@ -61,159 +59,6 @@ class Answer(NamedTuple):
     receipt: Receipt
 
 
-@dataclass(slots=True)
-class _Flight:
-    """What is known of a frame beside its row."""
-
-    row: OutboxRow
-    sends: int = 0
-    due_at_s: float = 0.0
-    """Loop time from which it may be published (again)."""
-    receipts_seen: int = 0
-    """Receipts of the whole uplink at its last send: the frame is slow only if others got through."""
-    slow: bool = False
-
-
-@dataclass(slots=True)
-class _LaneState:
-    limit: int = 0
-    below: dict[int, _Flight] = field(default_factory=dict)
-    """At or below the send limit, by seq."""
-    above: dict[int, OutboxRow] = field(default_factory=dict)
-    """Held: above the limit, in order of seq."""
-    window_bytes: int = 0
-
-
-class Outbox:
-    """The index of the outbox: which frames there are, and which may go. Plain decisions, no waiting."""
-
-    def __init__(self, rows: Iterable[OutboxRow], limits: dict[Lane, int], window_bytes: int) -> None:
-        self._window_limit = window_bytes
-        self._lanes = {lane: _LaneState(limits.get(lane, 0)) for lane in Lane}
-        self._lane_of: dict[int, Lane] = {}
-        self.size_bytes = 0
-        self.receipts = 0
-        for row in rows:
-            self._insert(row)
-
-    def __len__(self) -> int:
-        return len(self._lane_of)
-
-    def rows(self) -> list[OutboxRow]:
-        """All frames, oldest first."""
-        found = [self._row(seq) for seq in self._lane_of]
-        return sorted(found, key=lambda row: row.seq)
-
-    def held(self) -> list[OutboxRow]:
-        """The frames that were never published."""
-        return [row for state in self._lanes.values() for row in state.above.values()]
-
-    def has_held(self, leaf: str) -> bool:
-        """Whether a frame for this topic leaf has never been published."""
-        return any(row.leaf == leaf for state in self._lanes.values() for row in state.above.values())
-
-    def slow(self) -> list[int]:
-        return [seq for state in self._lanes.values() for seq, flight in state.below.items() if flight.slow]
-
-    def _row(self, seq: int) -> OutboxRow:
-        state = self._lanes[self._lane_of[seq]]
-        flight = state.below.get(seq)
-        return flight.row if flight else state.above[seq]
-
-    def find(self, seq: int) -> OutboxRow | None:
-        return self._row(seq) if seq in self._lane_of else None
-
-    def _insert(self, row: OutboxRow) -> None:
-        state = self._lanes[row.lane]
-        self._lane_of[row.seq] = row.lane
-        self.size_bytes += row.size_bytes
-        if row.seq <= state.limit:
-            state.below[row.seq] = _Flight(row)
-            state.window_bytes += row.size_bytes
-        else:
-            state.above[row.seq] = row
-
-    def remove(self, seq: int) -> None:
-        lane = self._lane_of.pop(seq)
-        state = self._lanes[lane]
-        flight = state.below.pop(seq, None)
-        row = flight.row if flight else state.above.pop(seq)
-        self.size_bytes -= row.size_bytes
-        if flight and not flight.slow:
-            state.window_bytes -= row.size_bytes
-
-    def plan_limits(self, new: Iterable[OutboxRow]) -> dict[Lane, int]:
-        """The send limits that the windows allow, once `new` is committed; only those that change."""
-        limits = {}
-        for lane, state in self._lanes.items():
-            limit, window = state.limit, state.window_bytes
-            for row in (*state.above.values(), *(row for row in new if row.lane == lane)):
-                if window and window + row.size_bytes > self._window_limit:
-                    break
-                limit, window = row.seq, window + row.size_bytes
-            if limit != state.limit:
-                limits[lane] = limit
-        return limits
-
-    def waits_for_window(self) -> bool:
-        """Whether frames are held that receipts would let go."""
-        return any(state.above for state in self._lanes.values())
-
-    def committed(self, new: Iterable[OutboxRow], limits: dict[Lane, int]) -> None:
-        """The commit with these frames and limits is durable."""
-        for lane, limit in limits.items():
-            state = self._lanes[lane]
-            state.limit = limit
-            for seq in list(takewhile(limit.__ge__, state.above)):
-                row = state.above.pop(seq)
-                state.below[seq] = _Flight(row)
-                state.window_bytes += row.size_bytes
-        for row in new:
-            self._insert(row)
-
-    def live_limit(self) -> int:
-        return self._lanes[Lane.LIVE].limit
-
-    def to_backfill(self, above: int) -> None:
-        """Live frames above this seq are backlog: they follow what is made from now on."""
-        live, backfill = self._lanes[Lane.LIVE], self._lanes[Lane.BACKFILL]
-        for seq in [seq for seq in live.above if seq > above]:
-            row = live.above.pop(seq)
-            row.lane = Lane.BACKFILL
-            self._lane_of[seq] = Lane.BACKFILL
-            backfill.above[seq] = row
-
-    def due(self, now_s: float) -> list[_Flight]:
-        """What may be published now: lane by lane, oldest first."""
-        return [f for state in self._lanes.values() for f in state.below.values() if f.due_at_s <= now_s]
-
-    def next_due_s(self) -> float:
-        """The loop time at which the next frame is due; infinity when none is below a limit."""
-        return min((f.due_at_s for s in self._lanes.values() for f in s.below.values()), default=float("inf"))
-
-    def published(self, flight: _Flight, now_s: float, timeout_s: float, jitter: float) -> None:
-        flight.sends += 1
-        wait_s = min(timeout_s * 2 ** (flight.sends - 1), RECEIPT_TIMEOUT_MAX_S)
-        flight.due_at_s = now_s + wait_s * (0.75 + 0.5 * jitter)
-        others_got_through = self.receipts > flight.receipts_seen
-        flight.receipts_seen = self.receipts
-        if flight.sends > SENDS_BEFORE_SLOW and others_got_through and not flight.slow:
-            flight.slow = True
-            self._lanes[flight.row.lane].window_bytes -= flight.row.size_bytes
-            log.warning("frame %d has no receipt after %d sends: moved to the slow lane", flight.row.seq, flight.sends)
-
-    def postpone(self, seq: int, until_s: float) -> None:
-        """Not before then: nobody was subscribed."""
-        if seq in self._lane_of and (flight := self._lanes[self._lane_of[seq]].below.get(seq)):
-            flight.due_at_s = until_s
-
-    def link_lost(self) -> None:
-        """What was on its way may be lost with the link: all of it is due again."""
-        for state in self._lanes.values():
-            for flight in state.below.values():
-                flight.due_at_s = 0.0
-
-
 class TokenBucket:
     """At most `rate` bytes a second over any longer time, in bursts of up to one second's worth."""
 
@@ -222,14 +67,15 @@ class TokenBucket:
         self._tokens = rate_bytes_per_s
         self._at_s = 0.0
 
-    def wait_s(self, size_bytes: int, now_s: float) -> float:
-        """0.0, and the tokens are taken; or how long until they will be there."""
+    def wait_s(self, size_bytes: int, now_s: float, *, urgent: bool = False) -> float:
+        """0.0, and the tokens are taken; or how long until they will be there. What is urgent takes them in advance."""
         if self._rate <= 0:
             return 0.0
         self._tokens = min(self._rate, self._tokens + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
-        if self._tokens < min(size_bytes, self._rate):
-            return (min(size_bytes, self._rate) - self._tokens) / self._rate
+        needed = min(size_bytes, self._rate)
+        if self._tokens < needed and not urgent:
+            return (needed - self._tokens) / self._rate
         self._tokens -= size_bytes
         return 0.0
 
@@ -253,8 +99,10 @@ class Uplink:
         self.answered = asyncio.Event()
         """Set when something waits for the pump: receipts, or a backlog that is to change its lane."""
         self.nobody_listens = False
-        self.reconnected = False
-        """Set at each connect, until the pump has moved the backlog to its lane."""
+        self.refusal = ""
+        """Why the broker takes no frames, as a sentence; "" while it does."""
+        self.reopened = False
+        """The way is open again: until the pump has moved the backlog to its lane."""
         self._gateway = gateway
         self._epoch = epoch
         self._read_frames = read_frames
@@ -262,38 +110,45 @@ class Uplink:
         self._bucket = TokenBucket(max_rate_bytes_per_s)
         self._random = random_source or random.Random()
         self._wake = asyncio.Event()
-        self._answers: dict[int, Answer] = {}
-        self._settling: set[int] = set()
-        """Answered and taken by the pump; their removal is not committed yet."""
+        self._answers: list[Answer] = []
         self._cache: dict[int, bytes] = {}
         self._cache_bytes = 0
         self._mids: dict[int, int] = {}
         self._quiet_s = NOBODY_LISTENS_S[0]
+        self._quiet_until_s = 0.0
         self.frames_published = 0
         self.frames_receipted = 0
 
     # -- the pump's side -----------------------------------------------------------------------------
 
-    def committed(self, frames: list[tuple[OutboxRow, bytes]], limits: dict[Lane, int], removed: list[int]) -> None:
+    @property
+    def is_open(self) -> bool:
+        """Whether what is published now is likely to arrive; only then send limits are raised."""
+        return self.link is not None and self.link.connected and not self.nobody_listens
+
+    def plan_limits(self, new: list[OutboxRow], to_backfill: bool) -> dict[Lane, int]:
+        """The send limits for the next commit. While the way is shut frames are held, so that they may be merged;
+        but one is needed to find out whether somebody listens again."""
+        if self.is_open or (self.nobody_listens and not self.outbox.has_published()):
+            return self.outbox.plan_limits(new, to_backfill)
+        return {}
+
+    def committed(
+        self, frames: list[tuple[OutboxRow, bytes]], limits: dict[Lane, int], removed: list[int], to_backfill: bool
+    ) -> None:
         """A commit is durable: its frames and limits count from now on."""
         for seq in removed:
-            self._forget(seq)
-        self.outbox.committed([row for row, _ in frames], limits)
+            self._cache_bytes -= len(self._cache.pop(seq, b""))
+        self.outbox.committed([row for row, _ in frames], limits, removed, to_backfill)
         for row, frame in frames:
             if self._cache_bytes + len(frame) <= CACHE_BYTES:
                 self._cache[row.seq] = frame
                 self._cache_bytes += len(frame)
         self._wake.set()
 
-    def _forget(self, seq: int) -> None:
-        self.outbox.remove(seq)
-        self._settling.discard(seq)
-        self._cache_bytes -= len(self._cache.pop(seq, b""))
-
     def take_answers(self) -> list[Answer]:
         """The receipts since the last call; their frames are to be removed by the next commit."""
-        answers, self._answers = list(self._answers.values()), {}
-        self._settling.update(answer.row.seq for answer in answers)
+        answers, self._answers = self._answers, []
         return answers
 
     # -- the session's side --------------------------------------------------------------------------
@@ -301,23 +156,48 @@ class Uplink:
     def on_connect(self, session_present: bool) -> None:
         self.outbox.link_lost()
         self._mids.clear()
-        self.reconnected = True
-        self.answered.set()
-        self._wake.set()
+        self._heard()
 
     def on_disconnect(self, error: ForebayError) -> None:
-        log.warning("uplink: %s", error)
+        """The session has said why."""
         self._mids.clear()
 
     def on_published(self, mid: int, reason_code: int) -> None:
         """PUBACK: the broker has it. That frees nothing; but 0x10 says that no ingester is there."""
         seq = self._mids.pop(mid, None)
-        if reason_code == PUBACK_NOBODY_LISTENS and seq is not None:
+        if seq is None:
+            return
+        if reason_code == PUBACK_NOBODY_LISTENS:
+            self._not_heard(seq)
+        elif reason_code >= PUBACK_REFUSED:
+            refusal = f"the broker refuses frames (reason {reason_code:#x}): its access list, quota or size limit"
+            if refusal != self.refusal:
+                log.error("%s; they are kept, and sent again later", refusal)
+            self.refusal = refusal
+        else:
+            self.refusal = ""
+            if self.nobody_listens:
+                self._heard()
+
+    def _not_heard(self, seq: int) -> None:
+        self.outbox.not_sent(seq)
+        if not self.nobody_listens:
             self.nobody_listens = True
-            until_s = asyncio.get_running_loop().time() + self._quiet_s
-            self._quiet_s = min(self._quiet_s * 2, NOBODY_LISTENS_S[1])
-            self.outbox.postpone(seq, until_s)
-            self._wake.set()
+            self._be_quiet(asyncio.get_running_loop().time())
+            log.warning("no ingester is subscribed at the broker: frames are kept, and one is tried now and again")
+        self._wake.set()
+
+    def _be_quiet(self, now_s: float) -> None:
+        self._quiet_until_s = now_s + self._quiet_s
+        self._quiet_s = min(self._quiet_s * 2, NOBODY_LISTENS_S[1])
+
+    def _heard(self) -> None:
+        """Somebody listens, or may: what was thrown away is due, and the backlog may go."""
+        self.nobody_listens = False
+        self._quiet_s = NOBODY_LISTENS_S[0]
+        self.reopened = True
+        self.answered.set()
+        self._wake.set()
 
     def on_messages(self, inbound: Inbound) -> None:
         """Receipts. One counts only if epoch, seq and digest all match a frame that is there."""
@@ -329,17 +209,15 @@ class Uplink:
 
     def _receipt(self, told: Correlation, payload: bytes) -> None:
         row = self.outbox.find(told.seq)
-        if row is None or told.epoch != self._epoch or told.digest != row.digest or self._is_answered(told.seq):
+        if row is None or told.epoch != self._epoch or told.digest != row.digest:
             return
-        self._answers[told.seq] = Answer(row, decode_receipt(payload))
+        receipt = decode_receipt(payload)
+        self._answers.append(Answer(self.outbox.leave(told.seq), receipt))
         self.outbox.receipts += 1
         self.frames_receipted += 1
-        self.nobody_listens = False
-        self._quiet_s = NOBODY_LISTENS_S[0]
+        if self.nobody_listens:
+            self._heard()
         self.answered.set()
-
-    def _is_answered(self, seq: int) -> bool:
-        return seq in self._answers or seq in self._settling
 
     # -- publishing ----------------------------------------------------------------------------------
 
@@ -355,33 +233,52 @@ class Uplink:
                 continue
 
     async def _publish_due(self, loop: asyncio.AbstractEventLoop) -> float:
-        """Publish until nothing is due, and say how long until something is."""
+        """Publish until nothing is due, or something has come that may go first; how long until something is due."""
         link = self.link
         if link is None or not link.connected:
             return float("inf")
-        due = [f for f in self.outbox.due(loop.time()) if not self._is_answered(f.row.seq)]
-        for start in range(0, len(due), 16):
-            frames = await self._frames([f.row.seq for f in due[start : start + 16]])
-            for flight in due[start : start + 16]:
-                row = flight.row
-                if row.seq not in frames or self.outbox.find(row.seq) is None:
-                    continue
-                wait_s = self._bucket.wait_s(row.size_bytes, loop.time())
+        if self.nobody_listens and loop.time() < self._quiet_until_s:
+            return self._quiet_until_s - loop.time()
+        due = self.outbox.due(loop.time())
+        if self.nobody_listens and due:
+            due = [min(due, key=lambda flight: flight.row.size_bytes)]
+            self._be_quiet(loop.time())
+        for start in range(0, len(due), FRAMES_AT_ONCE):
+            part = due[start : start + FRAMES_AT_ONCE]
+            try:
+                frames = await self._frames([flight.row.seq for flight in part])
+            except StoreError as error:
+                log.error("%s; trying again in %g s", error, STORE_RETRY_S)
+                return STORE_RETRY_S
+            for flight in part:
+                wait_s = self._publish(link, flight, frames, loop.time())
                 if wait_s:
                     return wait_s
-                if not self._publish(link, row, frames[row.seq]):
-                    return float("inf")
-                self.outbox.published(flight, loop.time(), self._receipt_timeout_s, self._random.random())
+            if self._wake.is_set():
+                return 0.0
         return max(self.outbox.next_due_s() - loop.time(), 0.0)
 
-    def _publish(self, link: Link, row: OutboxRow, frame: bytes) -> bool:
+    def _publish(self, link: Link, flight: Flight, frames: dict[int, bytes], now_s: float) -> float:
+        """Publish one frame; how long to wait with all others: 0.0, or until the budget or the link allows it."""
+        row = flight.row
+        if self.outbox.find(row.seq) is None:
+            return 0.0  # receipted while it was read
+        if row.seq not in frames:
+            log.error("frame %d cannot be read back", row.seq)
+            self.outbox.published(flight, now_s, self._receipt_timeout_s, self._random.random())
+            return 0.0
+        wait_s = self._bucket.wait_s(row.size_bytes, now_s, urgent=row.lane == Lane.ALARM)
+        if wait_s:
+            return wait_s
+        frame = frames[row.seq]
         data = topics.correlation(self._epoch, row.seq, frame)
         mid = link.publish(topics.topic(self._gateway, row.leaf), frame, correlation=data)
         if mid is None:
-            return False
+            return float("inf")
         self._mids[mid] = row.seq
         self.frames_published += 1
-        return True
+        self.outbox.published(flight, now_s, self._receipt_timeout_s, self._random.random())
+        return 0.0
 
     async def _frames(self, seqs: list[int]) -> dict[int, bytes]:
         frames = {seq: self._cache[seq] for seq in seqs if seq in self._cache}

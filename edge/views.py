@@ -71,8 +71,7 @@ class Views:
         outbox = uplink.outbox
         self._rates.look(now_s, pump.samples, uplink.frames_published)
         usage = pump.committed.usage
-        held = outbox.held()
-        oldest_ns = min((row.created_ns for row in held), default=0)
+        oldest_ns = outbox.oldest_held_ns()
         return {
             "gateway": self._config.gateway,
             "software": SOFTWARE,
@@ -81,7 +80,7 @@ class Views:
             "ready": not self.ready(),
             "link": {
                 "connected": session.connected,
-                "error": session.error,
+                "error": session.error or uplink.refusal,
                 "nobody_listens": uplink.nobody_listens,
                 "bytes_in": session.bytes_in,
                 "bytes_out": session.bytes_out,

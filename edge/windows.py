@@ -44,8 +44,8 @@ class Windows:
         self._tick_ns = NEVER_NS
         self._rows = np.zeros(BUFFER_ROWS, SUMMARY_DTYPE)
         self._change_rows = np.zeros(BUFFER_ROWS, CHANGE_DTYPE)
-        self._closed: list[NDArray[Any]] = []
-        self._changed: list[NDArray[Any]] = []
+        self._closed = bytearray()  # rows as bytes: NumPy copies structured arrays field by field
+        self._changed = bytearray()
 
     def add_series(self, index: int, spec: SeriesSpec) -> None:
         """Add a series, or change one that is there: a new window size takes effect at the next boundary, after
@@ -113,7 +113,7 @@ class Windows:
             )
             self._keep(made)
             if changed:
-                self._changed.append(self._change_rows[:changed].copy())
+                self._changed += self._change_rows[:changed].tobytes()
 
     def tick(self, now_ns: int) -> None:
         """Close supplements, the windows of series without a sample for `idle_close` (counted from the last tick
@@ -132,9 +132,14 @@ class Windows:
             )
             self._keep(made)
 
+    def away(self, span_ns: int) -> None:
+        """Nobody listened for so long: no series fell silent in that time."""
+        touched = self._state.array["touched_ns"]
+        touched[touched != NEVER_NS] += span_ns
+
     def _keep(self, made: int) -> None:
         if made:
-            self._closed.append(self._rows[:made].copy())
+            self._closed += self._rows[:made].tobytes()
 
     def has_closed(self) -> bool:
         """Whether `take` or `changes` would return anything."""
@@ -142,15 +147,15 @@ class Windows:
 
     def take(self) -> NDArray[Any]:
         """SUMMARY_DTYPE: what has closed since the last call, settled, in order of closing."""
-        rows = np.concatenate(self._closed) if self._closed else np.empty(0, SUMMARY_DTYPE)
-        self._closed.clear()
+        rows = np.frombuffer(self._closed, SUMMARY_DTYPE)
+        self._closed = bytearray()
         settle_entry(rows)
         return rows
 
     def changes(self) -> NDArray[Any]:
         """CHANGE_DTYPE: changes of states since the last call, in order of arrival."""
-        rows = np.concatenate(self._changed) if self._changed else np.empty(0, CHANGE_DTYPE)
-        self._changed.clear()
+        rows = np.frombuffer(self._changed, CHANGE_DTYPE)
+        self._changed = bytearray()
         return rows
 
     def open_counts(self) -> Int64s:
@@ -169,8 +174,8 @@ class Windows:
         What has closed must have been taken: it belongs to the commit, not to the snapshot.
         """
         return {
-            "state": self._state.array[: self._count].copy(),
-            "slots": self._slots.array[: self._count].copy(),
+            "state": self._state.saved(self._count),
+            "slots": self._slots.saved(self._count),
             "tick_ns": np.array([self._tick_ns]),
         }
 

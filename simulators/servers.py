@@ -143,6 +143,7 @@ class Broker:
             f"persistence_location {folder}/",
             f"max_queued_messages {max_queued_messages}",
             f"max_inflight_messages {max_inflight_messages}",
+            "set_tcp_nodelay true",  # or an acknowledgement waits 40 ms for the next packet
             *(self._password_lines(users) if users else []),
             *(_tls_lines(tls) if tls else []),
             *lines,

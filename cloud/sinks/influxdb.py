@@ -17,8 +17,10 @@ blocking one on threads: the figures are in docs/decisions/0005-sinks.md.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import ipaddress
+import ssl
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -31,6 +33,7 @@ from influxdb_client.service.write_service import WriteService
 from devices.errors import BadLines, BatchTooLarge, ConfigError, SinkBusy, SinkError, SinkRefused
 from devices.quantities import Duration
 from devices.secrets import Secret, read_secret
+from devices.wire.dial import certificate_advice, tls_context
 
 _GZIP_LEVEL: Final = 1
 """Shrinks line protocol 6.8 times for 0.5 us a line; higher levels cost more than the network does."""
@@ -74,6 +77,10 @@ class InfluxOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`timeout` must be longer than nothing")
 
 
+class NotAllowed(SinkRefused):
+    """The server knows who we are, and does not let us do this (403)."""
+
+
 class InfluxSink:
     """See cloud.sinks.Sink."""
 
@@ -91,11 +98,12 @@ class InfluxSink:
         self._org = options.org or "-"
         self._token = _token(options)
         self._gzip = not _is_this_host(parts.hostname)
+        self._tls = parts.scheme == "https"
         self._client: Any = None
         self._writes: Any = None
 
     async def open(self) -> None:
-        """Make the database (1.8) or see that the server answers (2.x)."""
+        """Make the database (1.8) or see that the server answers (2.x). ConfigError: its certificates are no use."""
         if self._client is None:
             self._client = InfluxDBClientAsync(
                 self._url,
@@ -103,15 +111,15 @@ class InfluxSink:
                 timeout=self._options.timeout.ns // 1_000_000,
                 # The ingester bounds its own connections; a second bound here would only hide them in a queue.
                 connection_pool_maxsize=0,
-                ssl_ca_cert=self._options.ca_file or None,
-                cert_file=self._options.cert_file or None,
-                cert_key_file=self._options.key_file or None,
+                ssl_context=self._tls_context() if self._tls else None,
             )
             self._writes = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
-        if self._options.database:
-            await self._make_database()
-        else:
+        if not self._options.database:
             await self._ask("GET", "/ping")
+            return
+        # A user who may only write cannot make a database; whether it is there, the first write says.
+        with contextlib.suppress(NotAllowed):
+            await self._make_database()
 
     async def write(self, lines: bytes) -> None:
         """Store newline-separated line protocol; see the module's table for what is raised."""
@@ -130,6 +138,16 @@ class InfluxSink:
             raise self._meaning(error.status or 0, error.body, error.headers) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer(error) from error
+
+    def _tls_context(self) -> ssl.SSLContext:
+        options = self._options
+        return tls_context(options.ca_file, options.cert_file, options.key_file)
+
+    def _read_secret_again(self) -> None:
+        """It was refused: should its file have been put right meanwhile, the next attempt uses that."""
+        with contextlib.suppress(ConfigError):
+            self._token = _token(self._options)
+            self._client.api_client.default_headers["Authorization"] = f"Token {self._token.reveal()}"
 
     async def close(self) -> None:
         if self._client is not None:
@@ -158,7 +176,9 @@ class InfluxSink:
         if status in (400, 406, 422):
             return BadLines(_one_line(_message_of(text)))
         if status in (401, 403):
-            return SinkRefused(f"{said}; check the token or the user and password in [sink], and what they may write")
+            self._read_secret_again()
+            kind = SinkRefused if status == 401 else NotAllowed
+            return kind(f"{said}; check the token or the user and password in [sink], and what they may write")
         if status == 404:
             return SinkRefused(f"{said}; check `url`, `org` and `bucket` in [sink]")
         if status == 413:
@@ -167,10 +187,18 @@ class InfluxSink:
             return SinkBusy(said, _retry_after_s(headers))
         return SinkRefused(f"{said}; this is no InfluxDB, or one that Forebay does not know: check `url` in [sink]")
 
-    def _no_answer(self, error: Exception) -> SinkBusy:
+    def _no_answer(self, error: Exception) -> SinkError:
         if isinstance(error, TimeoutError):
             return SinkBusy(f"{self._url} did not answer within {self._options.timeout}")
-        return SinkBusy(f"no connection to {self._url}: {error or type(error).__name__}")
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            why = error.certificate_error
+            if isinstance(why, ssl.SSLCertVerificationError):
+                said = f"the certificate of {self._url} is not trusted ({why.verify_message})"
+                return SinkRefused(f"{said}: {certificate_advice(why)}")
+        return SinkBusy(
+            f"no connection to {self._url} ({error or type(error).__name__}): does InfluxDB run there? "
+            "Check `url` in [sink]; it is tried again"
+        )
 
 
 def _token(options: InfluxOptions) -> Secret:

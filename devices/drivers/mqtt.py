@@ -41,7 +41,7 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """1: messages wait at the broker until Forebay has stored them; 0: what comes while nobody listens is lost."""
     client_id: str = ""
     """Under which the broker keeps messages for us; "": made of the gateway's and the source's name."""
-    username: str = ""
+    user: str = ""
     password_file: str = ""
     password_env: str = ""
     ca_file: str = ""
@@ -168,7 +168,7 @@ def session_options(options: MqttOptions, device: str, *, probe: bool) -> Sessio
     return SessionOptions(
         broker=options.broker,
         client_id=f"forebay-check-{secrets.token_hex(6)}" if probe else client_id,
-        username=options.username,
+        username=options.user,
         password_file=options.password_file,
         password_env=options.password_env,
         ca_file=options.ca_file,

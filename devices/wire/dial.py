@@ -37,7 +37,7 @@ def parse_broker(url: str) -> BrokerAddress:
     except ValueError:
         host, port = None, None
     if "@" in url:
-        raise ConfigError("broker: a user and a password do not belong into the address: use username, password_file")
+        raise ConfigError("broker: a user and a password do not belong into the address: use user, password_file")
     if not host or parts.scheme not in ("mqtt", "mqtts") or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(f"broker: {url!r} is not of the form mqtt://HOST:PORT or mqtts://HOST:PORT")
     tls = parts.scheme == "mqtts"
@@ -154,8 +154,7 @@ def tls_failure(broker: BrokerAddress, error: ssl.SSLError) -> ForebayError:
     """What a failed handshake, or an alert of the broker's, means."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Unreachable(
-            f"the certificate of {broker} is not trusted ({error.verify_message}): name the CA that signed it in "
-            "ca_file, and the broker by a name that the certificate bears"
+            f"the certificate of {broker} is not trusted ({error.verify_message}): {certificate_advice(error)}"
         )
     reason = error.reason or ""
     if "ALERT" in reason:
@@ -165,6 +164,17 @@ def tls_failure(broker: BrokerAddress, error: ssl.SSLError) -> ForebayError:
     if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"):
         return _no_tls(broker)
     return Unreachable(f"TLS with {broker} fails ({reason or _short(error)})")
+
+
+def certificate_advice(error: ssl.SSLCertVerificationError) -> str:
+    """What to do about a server's certificate, by the codes of X509_verify_cert(3)."""
+    match error.verify_code:
+        case 9 | 10:  # not yet valid, expired
+            return "it needs a new one, or this machine's clock is wrong"
+        case 62 | 64:  # host name, IP address
+            return "name the server as its certificate does, or give it one with this name"
+        case _:
+            return "name the CA that signed it in ca_file"
 
 
 def _no_tls(broker: BrokerAddress) -> Unreachable:

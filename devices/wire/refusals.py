@@ -16,6 +16,7 @@ from devices.errors import ForebayError, IdentityTaken, LinkLost, LoginRefused, 
 class Reason(enum.IntEnum):
     """The reason codes that have a sentence of their own."""
 
+    UNSPECIFIED = 0x80
     UNSUPPORTED_VERSION = 0x84
     BAD_CLIENT_ID = 0x85
     BAD_LOGIN = 0x86
@@ -40,9 +41,14 @@ def connection_refused(reason: ReasonCode, where: str, client_id: str, username:
     who = f"user {username!r}" if username else "a client without a user"
     match reason.value:
         case Reason.BAD_LOGIN:
-            return LoginRefused(f"{where} refuses the user name or password of {who}: check username, password_file")
+            return LoginRefused(
+                f"{where} refuses the user name or password of {who}: check user, password_file, password_env"
+            )
         case Reason.NOT_AUTHORIZED:
-            return LoginRefused(f"{where} does not let {who} in as client {client_id!r}: check username and its ACL")
+            return LoginRefused(
+                f"{where} does not let {who} in as client {client_id!r}: check user, password_file, password_env, and "
+                "who may come in there (mosquitto says so for a wrong password, too)"
+            )
         case Reason.BANNED:
             return LoginRefused(f"{where} has banned {who} or client {client_id!r}: ask its administrator")
         case Reason.BAD_METHOD:
@@ -92,3 +98,9 @@ def subscription_refused(filters: list[str], where: str, username: str) -> str:
     names = ", ".join(filters[:5]) + (f" and {len(filters) - 5} more" if len(filters) > 5 else "")
     who = f"user {username!r}" if username else "clients without a user"
     return f"{where} refuses the subscription to {names}: let its ACL allow {who} to read it"
+
+
+def publication_refused(topic: str, where: str, username: str) -> str:
+    """The sentence for a topic whose messages a PUBACK refuses for want of a right."""
+    who = f"user {username!r}" if username else "clients without a user"
+    return f"{where} does not take what is published to {topic}: let its ACL allow {who} to write it"

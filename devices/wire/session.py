@@ -40,7 +40,13 @@ from devices.wire.client import BulkClient
 from devices.wire.dial import dial, parse_broker, tls_context, tls_failure
 from devices.wire.hook import LoopHook
 from devices.wire.receive import Inbound, PacketRefused
-from devices.wire.refusals import Reason, connection_ended, connection_refused, subscription_refused
+from devices.wire.refusals import (
+    Reason,
+    connection_ended,
+    connection_refused,
+    publication_refused,
+    subscription_refused,
+)
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +119,7 @@ class Session:
         """
         self.connected = False
         self.error = ""
-        """The last failure, or a refused subscription, as a sentence; "" once connected."""
+        """The last failure, or what the broker refuses to a connected client, as a sentence; "" once connected."""
         self._options = options
         self._address = parse_broker(options.broker)
         self._where = f"the broker {self._address}"
@@ -127,6 +133,10 @@ class Session:
         self._filters: dict[str, int] = {}
         self._asked: dict[int, list[str]] = {}
         """Filters by the id of the SUBSCRIBE that waits for its answer."""
+        self._topics: dict[int, str] = {}
+        """Topics by the id of the PUBLISH that waits for its answer."""
+        self._forbidden = ""
+        """A topic that we may not write: `error` says so until the broker takes something that goes there."""
         self._subscribed = False
         self._leaving = False
         self._client = self._make_client(on_messages)
@@ -210,7 +220,11 @@ class Session:
             self._loop.call_soon(self._on_published, mid, Reason.PACKET_TOO_LARGE)
             return mid
         info = self._client.publish(topic, payload, qos, retain, properties)
-        return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return None
+        if qos:
+            self._topics[info.mid] = topic
+        return info.mid
 
     def acknowledge(self, packet_ids: Sequence[int], connection: int) -> None:
         """Acknowledge messages of QoS 1, in order of receipt, that `connection` brought; nothing if that is gone."""
@@ -291,7 +305,7 @@ class Session:
         client.on_connect = self._connack
         client.on_disconnect = self._link_ended
         client.on_subscribe = self._suback
-        client.on_publish = lambda _client, _data, mid, reason, _properties: self._on_published(mid, reason.value)
+        client.on_publish = self._puback
         if options.will is not None:
             client.will_set(*options.will, qos=1)
         return client
@@ -309,7 +323,7 @@ class Session:
         self._accepted_at_s = self._loop.time()
         self._broker_max_bytes = getattr(properties, "MaximumPacketSize", MQTT_MAX_BYTES)
         self.connected = True
-        self.error = ""
+        self.error = self._forbidden = ""
         self._schedule_keepalive()
         log.info("connected to %s as %s", self._where, self._options.client_id)
         self._on_connect(flags.session_present)
@@ -325,6 +339,7 @@ class Session:
             self._timer.cancel()
         self._client.forget_outgoing()
         self._asked.clear()
+        self._topics.clear()
         failure = self._why_ended(was_connected, flags, reason)
         if not self._ended.done():
             self._ended.set_result(failure)
@@ -395,6 +410,18 @@ class Session:
             self.error = subscription_refused(refused, self._where, self._options.username)
             log.warning("%s", self.error)
 
+    # --- publications ---
+
+    def _puback(self, client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
+        topic = self._topics.pop(mid, "")
+        if reason.value == Reason.NOT_AUTHORIZED and topic != self._forbidden:
+            self._forbidden = topic
+            self.error = publication_refused(topic, self._where, self._options.username)
+            log.warning("%s", self.error)
+        elif reason.value < Reason.UNSPECIFIED and topic and topic == self._forbidden:
+            self.error = self._forbidden = ""
+        self._on_published(mid, reason.value)
+
     # --- keepalive ---
 
     def _schedule_keepalive(self) -> None:
@@ -434,7 +461,7 @@ def _check(options: SessionOptions, *, tls: bool) -> None:
     if not options.client_id:
         raise ConfigError("client_id: it must not be empty, or the broker could not keep a session for it")
     if (options.password_file or options.password_env) and not options.username:
-        raise ConfigError("username: a password without a user is of no use in MQTT")
+        raise ConfigError("user: it is missing, and a password without a user is of no use in MQTT")
     if (options.ca_file or options.cert_file) and not tls:
         raise ConfigError("broker: with ca_file or cert_file the address must begin with mqtts://")
     if options.key_file and not options.cert_file:

@@ -131,8 +131,8 @@ def signature(results: int, arguments: Sequence[Any]) -> Any:
 def entry(function: F, results: int, arguments: Sequence[Any]) -> F:
     """The compiled form of a pass, to be called from Python; results and arguments as for `signature`.
 
-    What is returned skips Numba's dispatcher, which spends microseconds a call on looking up structured arrays, and
-    with it every check of types: callers hand over C-contiguous arrays of exactly the dtypes that are named.
+    What is returned skips Numba's dispatcher, which spends as long on looking up the types as the rest of a call takes
+    (0.4 us), and with it every check of them: callers hand over C-contiguous arrays of exactly the dtypes named.
     """
     if _extension is not None:
         return cast(F, getattr(_extension, function.__name__))

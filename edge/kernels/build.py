@@ -9,13 +9,20 @@ digest of the sources, so it is found by exactly these (see `edge/kernels/__init
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib
+import logging
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from edge import kernels
+
+log = logging.getLogger("forebay.kernels")
 
 
 def build(folder: Path) -> Path:
@@ -43,7 +50,32 @@ def build(folder: Path) -> Path:
             compiler.export(function.__name__, kernels.signature(results, arguments))(function)
         compiler.compile()
         os.replace(folder / compiler.output_file, final)
+    for stale in folder.glob("forebay_kernels_*.so"):
+        if stale != final:
+            stale.unlink(missing_ok=True)
     return final
+
+
+def build_in_background() -> None:
+    """For the next start: compile in a child of low priority, where there is a C compiler and it is not done yet."""
+    if kernels.backend == "compiled" or not (shutil.which("cc") or shutil.which("gcc")):
+        return
+    folder = next((f for f in kernels.cache_folders() if _is_writable(f)), None)
+    if folder is None:
+        return
+    log.info("compiling the kernels for the next start, into %s", folder)
+    command = [sys.executable, "-m", "edge.kernels.build", str(folder)]
+    if nice := shutil.which("nice"):
+        command = [nice, "-n", "19", *command]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def main() -> None:
@@ -52,7 +84,14 @@ def main() -> None:
     chosen = parser.parse_args()
     if kernels.backend == "compiled":
         print("the kernels are compiled already, from exactly these sources")
-    else:
+        return
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    with open(chosen.folder / "forebay_kernels.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process is compiling them")
+            return
         print(build(chosen.folder))
 
 

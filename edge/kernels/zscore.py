@@ -51,6 +51,8 @@ ABNORMAL_WEIGHT = 0.25
 PEAK_MARGIN = 1.5
 JUMP_MARGIN = 1.25
 """Gaussian noise passes 8 / 1.25 deviations once in 6e9 samples."""
+DEVIATION_MIN = 1e-300
+"""Half of the smallest step that a double can make is 0, and no band."""
 RESIDUAL_MAX = 1e308
 """Differences of huge values are clipped here, which keeps the state finite."""
 
@@ -114,7 +116,7 @@ def step(state: Any, params: Any, time_ns: int, value: float) -> tuple[float, fl
         return 0.0, np.nan, np.nan
 
     mean = state.mean
-    deviation = max(state.deviation, max(0.5 * state.step, params.floor_relative * abs(mean)))
+    deviation = max(max(state.deviation, DEVIATION_MIN), max(0.5 * state.step, params.floor_relative * abs(mean)))
     usual = params.threshold * deviation
     below = above = max(usual, PEAK_MARGIN * state.peak)
     if JUMP_MARGIN * state.peak > usual:

@@ -62,7 +62,7 @@ def test_check_shows_samples_series_and_frames_and_the_brokers_limit(
     tmp_path: Path, mosquitto: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker = mosquitto()
-    message = {"topic": "plant/fan/speed", "payload": b"1480", "retain": True}
+    message: Any = {"topic": "plant/fan/speed", "payload": b"1480", "retain": True}
     publish.multiple([message], hostname=broker.host, port=broker.port)
     with device(PUMP % (time.time() * 1000)) as port:
         sources = f"""
@@ -194,7 +194,7 @@ def test_status_is_an_outline_that_no_device_can_break(tmp_path: Path, capsys: p
         "sources",
         "            state   samples",
         "  a\\x1b[2J  open    12",
-        "  b          failed  0",
+        "  b         failed  0",
         "ledger",
         "  produced  12",
         "  stored    0.5",

@@ -26,7 +26,7 @@ def options(broker: Any, **more: Any) -> MqttOptions:
 
 def send(broker: Any, values: range, *, device: str = "a", qos: int = 1, **more: Any) -> None:
     """Publish whole numbers, each as a message of its own."""
-    messages = [{"topic": f"plant/{device}/t", "payload": b"%d" % value, "qos": qos} for value in values]
+    messages: list[Any] = [{"topic": f"plant/{device}/t", "payload": b"%d" % value, "qos": qos} for value in values]
     publish.multiple(messages, hostname=broker.host, port=broker.port, **more)
 
 
@@ -231,9 +231,9 @@ def test_a_refused_login_says_what_to_do_and_shows_no_password(
         assert "does not let user 'edge' in" in source.status.error
         assert "wr0ng" not in source.status.error
 
-    run(options(broker, username="edge", password_env="PLANT_PASSWORD"), refused)
+    run(options(broker, user="edge", password_env="PLANT_PASSWORD"), refused)
     monkeypatch.setenv("PLANT_PASSWORD", "right")
-    run(options(broker, username="edge", password_env="PLANT_PASSWORD"), nothing)
+    run(options(broker, user="edge", password_env="PLANT_PASSWORD"), nothing)
 
 
 def test_messages_below_quality_1_need_no_acknowledgement(mosquitto: Callable[..., Any]) -> None:

@@ -198,7 +198,7 @@ def test_a_refusal_by_the_system_names_the_group(cable: Cable, monkeypatch: pyte
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise serial.SerialException(13, "could not open port: Permission denied")
 
-    monkeypatch.setattr(driver_module.serial, "serial_for_url", refuse)
+    monkeypatch.setattr(serial, "serial_for_url", refuse)
 
     async def test(driver: SerialDriver, deliveries: list[Delivery]) -> None:
         await until(lambda: driver.status.state == "failed")

@@ -372,12 +372,12 @@ def test_acknowledgements_of_one_batch_leave_joined_and_in_order() -> None:
         ({"client_id": ""}, "client_id"),
         ({"keepalive_s": 70_000}, "keepalive_s: 70000 is not between"),
         ({"receive_maximum": 0}, "receive_maximum"),
-        ({"password_env": "X"}, "username"),
+        ({"password_env": "X"}, "user: it is missing"),
         ({"ca_file": "ca.pem"}, "mqtts://"),
         ({"broker": "mqtts://h", "key_file": "k.pem"}, "cert_file"),
         ({"broker": "http://h"}, "mqtt://HOST:PORT"),
         ({"broker": "mqtt://h:99999"}, "mqtt://HOST:PORT"),
-        ({"broker": "mqtt://user:hunter2@h"}, "username, password_file"),
+        ({"broker": "mqtt://user:hunter2@h"}, "user, password_file"),
     ],
 )
 def test_options_that_can_never_work_are_refused_by_their_key(options: dict[str, Any], says: str) -> None:

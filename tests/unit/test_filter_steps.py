@@ -95,7 +95,7 @@ def slow_zscore(samples: list[Sample], o: Any) -> list[float]:
         if step == math.inf:
             scores.append(0.0)
             continue
-        sigma = max(deviation, step / 2, o.floor_relative * abs(mean))
+        sigma = max(deviation, 1e-300, step / 2, o.floor_relative * abs(mean))
         usual = o.threshold * sigma
         below = above = max(usual, 1.5 * peak)
         if 1.25 * peak > usual:

@@ -326,7 +326,7 @@ def test_a_message_that_the_broker_repeats_counts_once_and_is_acknowledged_again
     for settle in [*first.settles, *second.settles]:
         settle()
     assert settled == ["1:1", "1:2", "2:1", "2:2", "2:3"]
-    assert set(first.unconfirmed) == {"plant"}
+    assert set(first.repeating) == {"plant"}
 
 
 def test_who_watches_sees_raw_bytes_values_and_the_last_error(profile: Callable[[str, str], Profile]) -> None:

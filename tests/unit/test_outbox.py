@@ -7,18 +7,21 @@ import pytest
 
 from devices.model import Lane
 from edge.custody import Custody, OutboxRow
-from edge.uplink import SENDS_BEFORE_SLOW, Outbox, TokenBucket
+from edge.outbox import SENDS_BEFORE_SLOW, Outbox
+from edge.uplink import TokenBucket
 
 WINDOW = 1000
 
 
 def row(seq: int, size: int = 100, lane: Lane = Lane.LIVE) -> OutboxRow:
-    return OutboxRow(seq, lane, "data", seq, bytes([seq % 256]) * 8, Custody.none(), size)
+    return OutboxRow(seq, lane, "data", seq, bytes([seq % 256]) * 8, Custody.none().pack(), size)
 
 
-def commit(outbox: Outbox, *rows: OutboxRow) -> dict[Lane, int]:
-    limits = outbox.plan_limits(rows)
-    outbox.committed(rows, limits)
+def commit(outbox: Outbox, *rows: OutboxRow, gone: tuple[int, ...] = (), to_backfill: bool = False) -> dict[Lane, int]:
+    for seq in gone:
+        outbox.leave(seq)
+    limits = outbox.plan_limits(rows, to_backfill)
+    outbox.committed(rows, limits, gone, to_backfill)
     return limits
 
 
@@ -37,9 +40,7 @@ def test_only_frames_within_the_window_may_go() -> None:
 def test_a_receipt_lets_the_next_go() -> None:
     outbox = Outbox([], {}, WINDOW)
     commit(outbox, *(row(seq) for seq in range(1, 16)))
-    for seq in (1, 2, 3):
-        outbox.remove(seq)
-    assert commit(outbox) == {Lane.LIVE: 13}
+    assert commit(outbox, gone=(1, 2, 3)) == {Lane.LIVE: 13}
     assert due(outbox) == list(range(4, 14))
 
 
@@ -47,8 +48,7 @@ def test_a_frame_larger_than_the_window_goes_alone() -> None:
     outbox = Outbox([], {}, WINDOW)
     commit(outbox, row(1, size=5000), row(2))
     assert due(outbox) == [1]
-    outbox.remove(1)
-    commit(outbox)
+    commit(outbox, gone=(1,))
     assert due(outbox) == [2]
 
 
@@ -62,12 +62,46 @@ def test_a_backlog_never_stands_before_an_alarm() -> None:
 def test_the_backlog_of_an_outage_follows_what_is_made_after_it() -> None:
     outbox = Outbox([], {}, WINDOW)
     commit(outbox, *(row(seq) for seq in range(1, 31)))
-    outbox.to_backfill(outbox.live_limit())
-    for seq in range(1, 11):
-        outbox.remove(seq)
-    commit(outbox, row(31))
-    assert due(outbox)[0] == 31
-    assert due(outbox)[1:] == list(range(11, 21))
+    limits = commit(outbox, row(31), gone=tuple(range(1, 11)), to_backfill=True)
+    assert limits == {Lane.LIVE: 31, Lane.BACKFILL: 20}
+    assert due(outbox) == [31, *range(11, 21)]
+
+
+def test_a_send_limit_never_falls() -> None:
+    """Frames that were merged have high numbers; live ones that become backlog after them have lower ones."""
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq) for seq in range(1, 13)))
+    assert commit(outbox, row(50, lane=Lane.BACKFILL)) == {Lane.BACKFILL: 50}
+    limits = commit(outbox, to_backfill=True)
+    assert limits == {}
+    assert outbox.held() == []
+    assert due(outbox) == [*range(1, 11), 50, 11, 12]
+    rows = [row(seq) for seq in range(1, 11)] + [row(seq, lane=Lane.BACKFILL) for seq in (11, 12, 50)]
+    again = Outbox(rows, {Lane.LIVE: 10, Lane.BACKFILL: 50}, WINDOW)
+    assert again.held() == []
+
+
+def test_what_leaves_frees_its_window_at_once_and_is_nobodys_choice_any_more() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq) for seq in range(1, 12)))
+    outbox.leave(1)
+    assert outbox.find(1) is None
+    assert [r.seq for r in outbox.staying()] == list(range(2, 12))
+    assert due(outbox) == list(range(2, 11))
+    assert outbox.plan_limits([]) == {Lane.LIVE: 11}
+    assert len(outbox) == 11
+    outbox.committed([], {}, [1])
+    assert (len(outbox), outbox.size_bytes) == (10, 1000)
+
+
+def test_samples_that_wait_are_counted_by_series() -> None:
+    custody = Custody(np.array([0, 200], np.int32), np.array([5, 7], np.int64)).pack()
+    rows = [OutboxRow(seq, Lane.LIVE, "data", 0, b"", custody, 10) for seq in (1, 2)]
+    outbox = Outbox(rows, {}, WINDOW)
+    assert (outbox.samples[0], outbox.samples[200]) == (10, 14)
+    outbox.leave(1)
+    outbox.committed([], {}, [1])
+    assert (outbox.samples[0], outbox.samples[200]) == (5, 7)
 
 
 def test_a_frame_that_is_not_receipted_is_sent_again_later_and_later() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from devices.model import Lane
 from edge.custody import Custody, JournalRow, OutboxRow, Usage
-from edge.retention import Plan, plan
+from edge.retention import Keep, Plan, is_needed, plan
 
 LIMIT = 1000
 
 
 def row(seq: int, lane: Lane = Lane.LIVE, leaf: str = "data") -> OutboxRow:
-    return OutboxRow(seq, lane, leaf, seq, b"", Custody.none(), 50)
+    return OutboxRow(seq, lane, leaf, seq, b"", Custody.none().pack(), 50)
 
 
 def planned(
@@ -23,17 +23,21 @@ def planned(
     outbox: list[OutboxRow] | None = None,
     held: set[int] | None = None,
     cannot_merge: set[int] | None = None,
+    keep_ns: int = 1 << 60,
+    urgent: bool = False,
 ) -> Plan:
-    blocks = [JournalRow(i + 1, 10) for i in range(journal)]
+    blocks = [JournalRow(i + 1, 10, 100 * (i + 1)) for i in range(journal)]
     return plan(
-        Usage(used, LIMIT, 10 * journal),
+        Usage(used, LIMIT, 10 * journal, 100),
+        10_000,
         blocks,
-        keep,
+        Keep(keep, keep_ns),
         snapshot_block,
         outbox or [],
         held or set(),
         policy,
         cannot_merge or set(),
+        urgent,
     )
 
 
@@ -42,16 +46,37 @@ def test_nothing_goes_below_nine_tenths() -> None:
 
 
 def test_the_journal_goes_first_and_only_as_much_as_must() -> None:
-    assert planned(910, journal=50, outbox=[row(1)]) == Plan(trim_journal_to=6)
+    assert planned(910, journal=50, outbox=[row(1)]) == Plan(trim_journal_to=6, trim_journal_ns=600)
 
 
 def test_the_journal_is_kept_within_its_own_limit_whatever_room_there_is() -> None:
-    assert planned(500, journal=50, keep=450) == Plan(trim_journal_to=5)
+    assert planned(500, journal=50, keep=450) == Plan(trim_journal_to=8, trim_journal_ns=800)
+    assert planned(500, journal=50, keep_ns=9000) == Plan(trim_journal_to=9, trim_journal_ns=900)
+
+
+def test_the_journal_is_trimmed_in_steps_not_with_every_commit() -> None:
+    assert is_needed(Usage(500, LIMIT, 500, 100), Keep(450, 1 << 60), 10_000)
+    assert not is_needed(Usage(500, LIMIT, 449, 100), Keep(450, 1 << 60), 10_000)
+    assert is_needed(Usage(500, LIMIT, 500, 100), Keep(1000, 9000), 10_000)
+    assert not is_needed(Usage(500, LIMIT, 500, 900), Keep(1000, 9000), 10_000)
+    assert not is_needed(Usage(500, LIMIT, 0, 0), Keep(1000, 9000), 10_000)
 
 
 def test_the_journal_is_never_trimmed_past_the_last_snapshot() -> None:
     result = planned(950, journal=50, snapshot_block=3, outbox=[row(1)])
-    assert result == Plan(trim_journal_to=3, want_snapshot=True)
+    assert result == Plan(trim_journal_to=3, trim_journal_ns=300, want_snapshot=True)
+
+
+def test_where_a_commit_found_no_room_nothing_waits_for_a_snapshot() -> None:
+    result = planned(950, journal=50, snapshot_block=3, outbox=[row(1), row(2)], held={1, 2}, urgent=True)
+    assert result.trim_journal_to == 3
+    assert [r.seq for r in result.drop] == [1, 2]
+
+
+def test_no_snapshot_is_asked_for_where_it_would_free_next_to_nothing() -> None:
+    result = planned(950, journal=5, snapshot_block=0, outbox=[row(1), row(2)], held={1, 2})
+    assert not result.want_snapshot
+    assert [r.seq for r in result.drop] == [1, 2]
 
 
 def test_the_oldest_frames_that_were_never_published_are_dropped_then_published_ones_then_alarms() -> None:

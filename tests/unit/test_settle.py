@@ -40,8 +40,9 @@ def test_decimal_readings_settle_within_the_stated_error(readings: list[float], 
     mean = min(readings) + at * (max(readings) - min(readings))
     d = max(shown(value) for value in (readings[0], readings[-1], min(readings), max(readings)))
     got_mean, got_stddev = settled(readings, mean, stddev)
-    assert abs(Decimal(got_mean) - Decimal(mean)) <= Decimal(10) ** -(d + 3) * Decimal("0.5000001")
-    assert abs(Decimal(got_stddev) - Decimal(stddev)) <= Decimal(10) ** -(d + 2) * Decimal("0.5000001")
+    for got, exact, digits in ((got_mean, mean, d + 3), (got_stddev, stddev, d + 2)):
+        half = Decimal(10) ** -digits / 2 + 2 * Decimal(math.ulp(exact))
+        assert abs(Decimal(got) - Decimal(exact)) <= half
     assert shown(got_mean) <= d + 3
     assert shown(got_stddev) <= d + 2
     assert min(readings) <= got_mean <= max(readings)

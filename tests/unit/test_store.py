@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from devices.errors import StoreCorrupt, StoreError, StoreFull
+from devices.errors import StoreError, StoreFull
 from devices.model import Lane, SeriesSpec
 from edge.custody import BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
 from edge.store import DEAD_LETTERS_MAX, Store
@@ -24,7 +25,12 @@ def path(tmp_path: Path) -> Path:
 
 def frame(store: Store, seq: int, lane: Lane = Lane.LIVE, payload: bytes = b"frame") -> tuple[OutboxRow, bytes]:
     custody = Custody(np.array([0, 3], np.int32), np.array([5, 7], np.int64))
-    return OutboxRow(seq, lane, "data", 1000 + seq, b"digest-8", custody, len(payload)), payload
+    return OutboxRow(seq, lane, "data", 1000 + seq, b"digest-8", custody.pack(), len(payload)), payload
+
+
+def write_snapshot(store: Store, after_block: int, state: dict[str, Any], changed: dict[int, SeriesSpec]) -> None:
+    for _ in store.snapshot_steps(after_block, state, changed):
+        pass
 
 
 def reopened(store: Store, size: int = 8 * MIB) -> Store:
@@ -98,7 +104,11 @@ def test_file_and_log_together_stay_within_the_limit(path: Path) -> None:
     for round_ in range(200):
         store.commit(
             Commit(
-                block=os.urandom(100_000), samples=1, first_ns=1, last_ns=1, trim_journal_to=max(store.last_block() - 9, 0)
+                block=os.urandom(100_000),
+                samples=1,
+                first_ns=1,
+                last_ns=1,
+                trim_journal_to=max(store.last_block() - 9, 0),
             )
         )
         if round_ % 20 == 0:
@@ -161,11 +171,69 @@ def test_a_damaged_block_is_found(path: Path) -> None:
         db.execute("UPDATE journal SET block = x'00' WHERE id = 2")
     db.close()
     store = Store.open(path, 8 * MIB)
-    blocks = store.blocks(0)
-    assert next(blocks) == (1, b"good")
-    with pytest.raises(StoreCorrupt, match="block 2"):
-        next(blocks)
-    blocks.close()
+    assert list(store.blocks(0)) == [(1, b"good"), (2, None)]
+    store.close()
+
+
+def test_a_full_store_is_opened_again_with_all_that_it_holds(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    seq = 0
+    with pytest.raises(StoreFull):
+        while True:
+            seq += 1
+            store.commit(Commit(frames=[frame(store, seq, payload=os.urandom(50_000))]))
+    store = reopened(store)
+    assert store.set_aside == ""
+    assert len(store.outbox()) == seq - 1
+    store.close()
+
+
+def test_a_file_that_may_not_be_written_is_left_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store.open(path, 8 * MIB).close()
+    connect = sqlite3.connect
+
+    def read_only(_path: Path, **options: Any) -> sqlite3.Connection:
+        return connect(f"file:{path}?mode=ro", uri=True, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(StoreError, match="may write"):
+        Store.open(path, 8 * MIB)
+    assert [p.name for p in path.parent.iterdir() if "aside" in p.name] == []
+
+
+def test_live_frames_that_come_with_the_change_stay_live(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(frames=[frame(store, 1), frame(store, 2)]))
+    store.commit(Commit(frames=[frame(store, 3)], to_backfill_above=1))
+    assert [row.lane for row in store.outbox()] == [Lane.LIVE, Lane.BACKFILL, Lane.LIVE]
+    store.close()
+
+
+def test_commits_go_between_the_pieces_of_a_snapshot(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    state = {"rows": np.frombuffer(os.urandom(2 * MIB), np.uint8)}
+    store.commit(Commit(block=b"1"))
+    steps = 0
+    for _ in store.snapshot_steps(1, state, {}):
+        store.commit(Commit(block=b"more"))
+        assert store.read_snapshot()[0] == 0
+        steps += 1
+    assert steps > 4
+    assert store.read_snapshot()[0] == 1
+    assert store.last_block() == steps + 1
+    store.close()
+
+
+def test_a_snapshot_for_which_there_is_no_room_leaves_the_last_one(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(block=b"1"))
+    write_snapshot(store, 1, {"rows": np.arange(3)}, {})
+    used = store.usage().used_bytes
+    store.commit(Commit(block=b"2"))
+    with pytest.raises(StoreFull):
+        write_snapshot(store, 2, {"rows": np.frombuffer(os.urandom(16 * MIB), np.uint8)}, {})
+    assert store.read_snapshot()[0] == 1
+    assert store.usage().used_bytes <= used + 2 * 4096
     store.close()
 
 
@@ -175,12 +243,12 @@ def test_a_snapshot_counts_only_whole(path: Path) -> None:
     rows["b"] = np.arange(5000)
     state = {"rows": rows, "empty": np.empty(0), "wide": np.arange(12).reshape(4, 3)}
     store.commit(Commit(block=b"1"))
-    store.write_snapshot(1, state, {})
+    write_snapshot(store, 1, state, {})
     store.commit(Commit(block=b"2"))
-    store.write_snapshot(2, {"rows": rows[:1]}, {})
+    write_snapshot(store, 2, {"rows": rows[:1]}, {})
     store._db.execute("DELETE FROM snapshot WHERE part = ''")  # as after a crash before the closing row
     assert store.read_snapshot() == (0, {})
-    store.write_snapshot(2, state, {0: SeriesSpec("d", "c", "q", "")})
+    write_snapshot(store, 2, state, {0: SeriesSpec("d", "c", "q", "")})
     store = reopened(store)
     block, found = store.read_snapshot()
     assert block == 2

@@ -1,0 +1,117 @@
+"""What the next commit will make durable: gathered turn by turn, and built into a `Commit` at each attempt.
+
+A store that is full or fails for a while changes nothing in what will be stored, only when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from devices.model import Bytes, SampleBatch, SeriesSpec
+from edge import journal
+from edge.custody import BuriedFrame, Commit, DeadLetter, OutboxRow
+from edge.identity import ACCEPTED, BEHIND_JOURNAL
+from edge.ledger import Deltas
+from edge.redelivery import Unconfirmed
+from edge.seal import Sealed
+
+
+@dataclass(slots=True)
+class Pending:
+    """One commit in the making."""
+
+    resumed_ns: int = 0
+    """The daemon started, at this time, before all else."""
+    batches: list[SampleBatch] = field(default_factory=list)
+    verdicts: list[Bytes] = field(default_factory=list)
+    samples: int = 0
+    oldest_arrival_ns: int = 0
+    ticks: list[tuple[int, int]] = field(default_factory=list)
+    """(number of samples before it, its time in ns)."""
+    deltas: Deltas = field(default_factory=Deltas)
+    sealed: bool = False
+    """What has closed goes into frames with this commit; decided by a tick, done when the commit begins."""
+    new_series: list[tuple[int, SeriesSpec]] = field(default_factory=list)
+    changed: list[tuple[int, SeriesSpec]] = field(default_factory=list)
+    series: int = 0
+    """How many there are at its end."""
+    frames: list[Sealed] = field(default_factory=list)
+    removed: list[OutboxRow] = field(default_factory=list)
+    """Frames that leave the outbox: receipted, refused, merged or dropped."""
+    buried: list[BuriedFrame] = field(default_factory=list)
+    to_backfill: bool = False
+    trim_journal_to: int = 0
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    settles: list[Callable[[], None]] = field(default_factory=list)
+    """Acknowledge the sources: to be called once it is durable."""
+    repeating: dict[str, Unconfirmed] = field(default_factory=dict)
+    """Sources whose brokers may send again what is in it."""
+    unconfirmed: dict[str, bytes] = field(default_factory=dict)
+    """Their state when the commit began."""
+
+    def is_worth_it(self) -> bool:
+        """False: only ticks without consequences, which the next block may as well hold."""
+        return bool(
+            self.batches
+            or self.sealed
+            or self.frames
+            or self.removed
+            or self.dead_letters
+            or self.deltas
+            or self.settles
+            or self.to_backfill
+        )
+
+    def tick(self, tick_ns: int) -> None:
+        """Note a tick. One of which nothing came is dropped: the next one stands for it."""
+        if not self.is_worth_it():
+            self.ticks.clear()
+        self.ticks.append((self.samples, tick_ns))
+
+    def add(self, batch: SampleBatch, verdict: Bytes, arrived_ns: int) -> None:
+        if not self.batches:
+            self.oldest_arrival_ns = arrived_ns
+        self.batches.append(batch)
+        self.verdicts.append(verdict)
+        self.samples += len(batch)
+
+    def take_removals(self, later: Pending) -> None:
+        """What has left the outbox since leaves it with this commit, which may need the room."""
+        self.removed += later.removed
+        self.buried += later.buried
+        for fate in ("stored", "refused", "dropped"):
+            getattr(self.deltas, fate).extend(getattr(later.deltas, fate))
+            getattr(later.deltas, fate).clear()
+        later.removed, later.buried = [], []
+
+    def build(self) -> Commit:
+        """What the store is to do; send limits are the uplink's to add."""
+        commit = Commit(
+            new_series=self.new_series,
+            frames=list(self.frames),
+            removed=[row.seq for row in self.removed],
+            buried=list(self.buried),
+            dead_letters=self.dead_letters,
+            trim_journal_to=self.trim_journal_to,
+            unconfirmed=self.unconfirmed,
+        )
+        if self.batches or self.ticks or self.deltas or self.sealed or self.changed:
+            self._build_block(commit)
+        return commit
+
+    def _build_block(self, commit: Commit) -> None:
+        batch, verdict = SampleBatch.empty(), np.empty(0, np.uint8)
+        if self.batches:
+            batch, verdict = SampleBatch.concat(self.batches), np.concatenate(self.verdicts)
+        block = journal.Block(
+            batch, verdict, self.ticks, self.deltas, self.sealed, self.resumed_ns, self.changed, self.series
+        )
+        commit.block = journal.encode(block)
+        commit.samples = len(batch)
+        # A rejected time, years ahead, must not count as how far the journal reaches.
+        times_ns = batch.time_ns[(verdict == ACCEPTED) | (verdict == BEHIND_JOURNAL)]
+        if len(times_ns):
+            commit.first_ns, commit.last_ns = int(times_ns.min()), int(times_ns.max())
