@@ -30,21 +30,22 @@ def merge(rows: NDArray[Any], window_ns: Int64s) -> NDArray[Any]:
     rows = rows[plain]
     if not len(rows):
         return supplements
-    bucket_ns = _bucket_ns(rows["span_ns"], window_ns[rows["series"]])
-    order = np.lexsort((rows["time_ns"], bucket_ns, rows["series"]))
+    bucket_ns = _bucket_ns(rows, window_ns)[rows["series"]]
+    order = np.lexsort((rows["time_ns"], rows["series"]))
     rows, bucket_ns = rows[order], bucket_ns[order]
     place = rows["time_ns"] // bucket_ns
     head = np.ones(len(rows), np.bool_)
-    head[1:] = (
-        (rows["series"][1:] != rows["series"][:-1]) | (bucket_ns[1:] != bucket_ns[:-1]) | (place[1:] != place[:-1])
-    )
+    head[1:] = (rows["series"][1:] != rows["series"][:-1]) | (place[1:] != place[:-1])
     return np.concatenate([_merged(rows, np.flatnonzero(head)), supplements])
 
 
-def _bucket_ns(span_ns: Int64s, window_ns: Int64s) -> Int64s:
-    """The size of the next level above each row's own: window * 10^k, the smallest that is ten times its span."""
+def _bucket_ns(rows: NDArray[Any], window_ns: Int64s) -> Int64s:
+    """By series, the size of the level above all of its rows: window * 10^k, the smallest that is ten times their
+    longest span. One level for all: else a short window could lie within a merged one that does not hold it."""
+    longest_ns = np.zeros(len(window_ns), np.int64)
+    np.maximum.at(longest_ns, rows["series"], rows["span_ns"])
     bucket: Int64s = window_ns * FACTOR
-    while (short := bucket < span_ns * FACTOR).any():
+    while (short := bucket < longest_ns * FACTOR).any():
         bucket = np.where(short, bucket * FACTOR, bucket)
     return bucket
 

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from simulators import servers
 from simulators.processes import Process
 from simulators.servers import Broker, InfluxServer, InfluxVersion, ServerMissing, Tls
+
+# Tests never assert a time; and what makes an example reproducible must not depend on a machine's database.
+settings.register_profile("forebay", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("forebay")
 
 _numbers = itertools.count()
 

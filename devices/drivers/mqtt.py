@@ -57,6 +57,7 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_message: Size = Size(1 << 20)
     """A longer message ends the link."""
     protocol: Literal["5", "3.1.1"] = "5"
+    """MQTT version of the broker."""
 
     def __post_init__(self) -> None:
         if not self.topics:

@@ -45,9 +45,13 @@ class SerialOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: str
     """A device (`/dev/serial/by-id/...` survives replugging), or a URL that pyserial knows (`socket://host:port`)."""
     baud_rate: int = 9600
+    """Bits a second, as the device is set."""
     data_bits: Literal[5, 6, 7, 8] = 8
+    """Data bits of a character."""
     parity: Literal["none", "even", "odd", "mark", "space"] = "none"
+    """Parity bit of a character."""
     stop_bits: Literal[1, 2] = 1
+    """Stop bits of a character."""
     flow_control: Literal["none", "hardware", "software"] = "none"
     """`hardware` (RTS/CTS) or `software` (XON/XOFF): the device waits while the gateway is busy."""
 

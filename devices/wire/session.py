@@ -34,7 +34,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from devices.errors import ConfigError, ForebayError, IdentityTaken, LinkLost, NoAnswer, Unreachable
+from devices.errors import ConfigError, ForebayError, IdentityTaken, LinkLost, LoginRefused, NoAnswer, Unreachable
 from devices.secrets import read_secret
 from devices.wire.client import BulkClient
 from devices.wire.dial import dial, parse_broker, tls_context, tls_failure
@@ -136,7 +136,8 @@ class Session:
         self._topics: dict[int, str] = {}
         """Topics by the id of the PUBLISH that waits for its answer."""
         self._forbidden = ""
-        """A topic that we may not write: `error` says so until the broker takes something that goes there."""
+        """A topic that we may not write: `error` says so until the broker takes something that goes there. Over links:
+        mosquitto 2.0.11 answers with 0x87 and ends the link, often before the answer is read."""
         self._subscribed = False
         self._leaving = False
         self._client = self._make_client(on_messages)
@@ -323,7 +324,7 @@ class Session:
         self._accepted_at_s = self._loop.time()
         self._broker_max_bytes = getattr(properties, "MaximumPacketSize", MQTT_MAX_BYTES)
         self.connected = True
-        self.error = self._forbidden = ""
+        self.error = self._sentence_of_forbidden()
         self._schedule_keepalive()
         log.info("connected to %s as %s", self._where, self._options.client_id)
         self._on_connect(flags.session_present)
@@ -365,6 +366,8 @@ class Session:
                 f"{self._where} closed the connection before it answered: {maybe}, another version of MQTT than "
                 f"{self._options.protocol}, or not be a broker"
             )
+        if self._forbidden and self._loop.time() - self._accepted_at_s < SHORT_LINK_S:
+            return LoginRefused(self._sentence_of_forbidden())
         if error is not None:
             return LinkLost(f"the connection to {self._where} was lost ({error.strerror or error})")
         if reason == "Keep alive timeout":
@@ -416,11 +419,14 @@ class Session:
         topic = self._topics.pop(mid, "")
         if reason.value == Reason.NOT_AUTHORIZED and topic != self._forbidden:
             self._forbidden = topic
-            self.error = publication_refused(topic, self._where, self._options.username)
+            self.error = self._sentence_of_forbidden()
             log.warning("%s", self.error)
         elif reason.value < Reason.UNSPECIFIED and topic and topic == self._forbidden:
             self.error = self._forbidden = ""
         self._on_published(mid, reason.value)
+
+    def _sentence_of_forbidden(self) -> str:
+        return self._forbidden and publication_refused(self._forbidden, self._where, self._options.username)
 
     # --- keepalive ---
 

@@ -24,7 +24,9 @@ class RangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits in the channel's unit; one that is left out does not bound."""
 
     low: float | None = None
+    """Lowest normal value; left out: none."""
     high: float | None = None
+    """Highest normal value; left out: none."""
 
     def __post_init__(self) -> None:
         low, high = _limits(self)

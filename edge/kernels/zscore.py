@@ -65,6 +65,7 @@ class ZscoreOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warm_up_s: float = 300.0
     """Nothing is abnormal in so many seconds after the first sample: best one working cycle of the machine."""
     warm_up_samples: int = 64
+    """And in the first so many samples."""
     memory_s: float = 86_400.0
     """Time constant with which the largest normal deviation is forgotten, seconds."""
     resolution: float = 0.0

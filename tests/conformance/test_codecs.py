@@ -109,7 +109,7 @@ def test_the_rest_of_a_line_is_never_a_sample(name: str, example: Example) -> No
 
 @pytest.mark.parametrize(("name", "example"), EXAMPLES)
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_damaged_messages_are_read_or_refused_whole(name: str, example: Example, data: st.DataObject) -> None:
     codec = codec_of(name, example.options)
     message = bytearray(example.message)
@@ -122,7 +122,7 @@ def test_damaged_messages_are_read_or_refused_whole(name: str, example: Example,
 
 @pytest.mark.parametrize(("name", "example"), EXAMPLES)
 @given(message=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_are_read_or_refused_whole(name: str, example: Example, message: bytes) -> None:
     decoded(codec_of(name, example.options), message)
 

@@ -21,7 +21,7 @@ from edge.kernels import SCORE_MAX, Filter, detect, dispatcher
 
 pytestmark = pytest.mark.parametrize("name", installed("filters"))
 
-thorough = settings(deadline=None, max_examples=40)
+thorough = settings(max_examples=40)
 SAMPLES = 80
 START_NS = 1_700_000_000 * SECOND_NS
 

@@ -63,8 +63,8 @@ def test_all_that_a_service_names_is_there(compose):
             else:
                 assert source in compose.document["volumes"], volume
         if "build" in service:
-            dockerfile = (ROOT / service["build"]["dockerfile"]).read_text()
-            assert f" AS {service['build']['target']}\n" in dockerfile
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+            assert service["build"]["target"] in dockerfile()
 
 
 def test_only_grafana_is_published_and_to_this_machine_alone(compose):
@@ -105,25 +105,41 @@ def test_grafana_is_given_every_variable_that_its_files_name(compose, grafana):
     assert named == {name for name in compose.services["grafana"]["environment"] if name.startswith("FOREBAY_")}
 
 
-def test_images_run_as_a_user_of_their_own_and_copy_what_the_build_may_see():
+def dockerfile() -> dict[str, list[str]]:
+    """Stage -> its instructions, each on one line; the first is FROM."""
     text = (ROOT / "packaging" / "Dockerfile").read_text().replace("\\\n", " ")
-    stages = dict(re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE)[i][::-1] for i in range(text.count("FROM ")))
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    starts = [at for at, line in enumerate(lines) if line.startswith("FROM ")]
+    stages = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    return {stage[0].split(" AS ")[1]: stage for stage in stages}
+
+
+def test_images_run_as_a_user_of_their_own():
+    stages = dockerfile()
+    assert [line for line in stages["base"] if line.startswith("USER ")] == ["USER forebay"]
     for target in ("edge", "cloud"):
-        assert stages[target] == "base"
-    base = text.split(" AS base\n")[1].split("FROM ")[0]
-    assert re.findall(r"^USER (.*)$", base, re.MULTILINE) == ["forebay"]
-    assert "USER" not in text.split(" AS base\n")[1].split("FROM ", 1)[1]
-    assert set(re.findall(r"COPY --from=(\S+)", text)) <= stages.keys()
-    copied = {
-        source
-        for arguments in re.findall(r"^COPY (?!--)(.*)$", text, re.MULTILINE)
-        for source in arguments.split()[:-1]
-    }
-    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert copied == allowed
-    locks = set(re.findall(r"--require-hashes --requirement (\S+)", text))
-    assert all((ROOT / lock).is_file() for lock in locks)
-    assert text.count("pip install") - text.count("--no-deps") + 1 >= len(locks) == 2
+        assert stages[target][0] == f"FROM base AS {target}"
+        assert not any(line.startswith("USER ") for line in stages[target])
+        assert any(line.startswith(f"COPY --from=build-{target} ") for line in stages[target])
+
+
+def test_images_are_made_of_what_is_locked_and_of_what_the_build_may_see():
+    lines = [line for stage in dockerfile().values() for line in stage]
+    installs = [command for line in lines for command in line.split(" && ") if "pip install" in command]
+    assert len(installs) == 3
+    assert all("--require-hashes" in command or "--no-deps" in command for command in installs)
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {source for sources in copies for source in sources} == {line[1:] for line in allowed if line[0] == "!"}
+
+
+def test_the_image_of_the_cloud_gets_the_versions_that_are_tested():
+    cloud, tested = (
+        set(re.findall(r"^\S+==\S+", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+        for name in ("cloud.lock", "dev.lock")
+    )
+    assert cloud <= tested
+    assert any(line.startswith("influxdb-client==") for line in cloud)
 
 
 class Machine:
@@ -244,6 +260,7 @@ def test_the_commands_of_compose_bring_samples_to_a_dashboard_and_a_lost_gateway
 
     assert silent() == []
     processes.pop("edge").kill()  # its will is the broker's to publish
+    deadline_s = time.monotonic() + STORED_TIMEOUT_S
     while empty() and time.monotonic() < deadline_s:
         time.sleep(0.2)
     assert silent() == ["compose"]

@@ -69,7 +69,7 @@ def _holds(path: Path, text: str) -> bool:
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Iterator[Vault]:
-    """Whatever a test does, in the end no file but those of the vault may hold a secret."""
+    """Whatever a test does, in the end no file but those of the vault may hold a secret; InfluxDB keeps its own."""
     vault = Vault(tmp_path)
     yield vault
     assert vault.told, "a test that has no secret proves nothing here"
@@ -587,10 +587,10 @@ def https_influxdb(
     """A server of its own that speaks TLS; this process trusts its authority, the ingester must be told."""
     influxdb_servers(request.param)  # skips, or fails in CI, where there is none
     tls = authority.certificate("localhost")
-    server = InfluxServer(tmp_path / "influxdb", request.param)
+    server = InfluxServer(vault.folder / "influxdb", request.param)
     server.url = f"https://localhost:{server.port}"
     if request.param == "1.8":
-        with (tmp_path / "influxdb" / "influxdb.conf").open("a") as config:
+        with (server.folder / "influxdb.conf").open("a") as config:
             config.write("  https-enabled = true\n")
             config.write(f'  https-certificate = "{tls.cert_file}"\n  https-private-key = "{tls.key_file}"\n')
     else:

@@ -125,7 +125,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert repr(array.tolist()) == repr(b[name].tolist()), name
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(stream=streams(), data=st.data())
 def test_a_crash_at_any_commit_changes_nothing(stream: list[Any], data: st.DataObject) -> None:
     uncut, without = fresh(), Outcome()
@@ -170,7 +170,7 @@ def test_a_crash_at_any_commit_changes_nothing(stream: list[Any], data: st.DataO
     same(operators.snapshot(), uncut.snapshot())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stream=streams())
 def test_every_sample_is_in_exactly_one_place(stream: list[Any]) -> None:
     operators, outcome = fresh(), Outcome()

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.model import SECOND_NS, Kind, SampleBatch, SeriesSpec
@@ -106,7 +106,6 @@ def play(samples: list[tuple[int, int, float]], ticks: set[int], cuts: set[int],
     return pair
 
 
-@settings(deadline=None)
 @given(SAMPLES, PLACES, PLACES)
 def test_how_a_stream_is_cut_changes_nothing(
     samples: list[tuple[int, int, float]], ticks: list[int], cuts: list[int]
@@ -117,7 +116,6 @@ def test_how_a_stream_is_cut_changes_nothing(
     assert cut.state() == whole.state()
 
 
-@settings(deadline=None)
 @given(SAMPLES, PLACES, PLACES)
 def test_a_restart_at_any_point_continues_bit_for_bit(
     samples: list[tuple[int, int, float]], ticks: list[int], restarts: list[int]
@@ -128,7 +126,6 @@ def test_a_restart_at_any_point_continues_bit_for_bit(
     assert restarted.state() == straight.state()
 
 
-@settings(deadline=None)
 @given(SAMPLES, PLACES)
 def test_every_sample_is_in_one_summary_or_still_waits(samples: list[tuple[int, int, float]], ticks: list[int]) -> None:
     pair, whole = Pair(), stream(samples)

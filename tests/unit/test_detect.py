@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.errors import PluginError, ProfileError, StoreError
@@ -69,7 +69,6 @@ SAMPLES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(SAMPLES, st.sampled_from([0, 1, 5]), st.sampled_from([0, 1, 5]), st.sampled_from([0.0, 0.1]))
 def test_alarms_open_and_close_after_their_delays(
     samples: list[tuple[int, float]], on_ns: int, off_ns: int, deadband: float
@@ -80,7 +79,6 @@ def test_alarms_open_and_close_after_their_delays(
         assert story(real.run(batch(series))) == slow_machine(series, on_ns, off_ns, deadband)
 
 
-@settings(deadline=None)
 @given(SAMPLES, st.integers(0, 3))
 def test_the_times_of_events_strictly_increase(samples: list[tuple[int, float]], off_ns: int) -> None:
     events = filters(spec(off_delay_ns=off_ns)).run(batch(samples))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.model import SECOND_NS, SeriesSpec
@@ -123,7 +123,6 @@ def slow_zscore(samples: list[Sample], o: Any) -> list[float]:
     return scores
 
 
-@settings(deadline=None)
 @given(increasing(), st.tuples(VALUES, VALUES))
 def test_range_is_abnormal_exactly_outside_its_limits(samples: list[Sample], edges: tuple[float, float]) -> None:
     low, high = sorted(edges)
@@ -132,7 +131,6 @@ def test_range_is_abnormal_exactly_outside_its_limits(samples: list[Sample], edg
     assert all(0 <= score <= 1e6 for score, _, _ in got)
 
 
-@settings(deadline=None)
 @given(increasing(), VALUES)
 def test_range_with_one_limit_bounds_one_side(samples: list[Sample], edge: float) -> None:
     above = run(RangeFilter, {"high": edge}, samples)
@@ -146,14 +144,12 @@ def test_range_scores_by_the_distance_from_the_middle() -> None:
     assert scores == [0.0, 0.5, 2.0, math.nextafter(1.0, 0.0)]
 
 
-@settings(deadline=None)
 @given(increasing(), st.sampled_from([0.5, 60.0]), st.sampled_from([0.0, 0.5]))
 def test_stuck_counts_the_time_since_the_value_moved(samples: list[Sample], after_s: float, tolerance: float) -> None:
     got = run(StuckFilter, {"after_s": after_s, "tolerance": tolerance}, samples)
     assert [score for score, _, _ in got] == pytest.approx(slow_stuck(samples, after_s, tolerance))
 
 
-@settings(deadline=None)
 @given(increasing(), st.sampled_from([0.01, 1.0, 1e6]))
 def test_rate_measures_the_change_per_second(samples: list[Sample], max_per_s: float) -> None:
     got = run(RateFilter, {"max_per_s": max_per_s}, samples)
@@ -167,7 +163,6 @@ ZSCORES = [
 ]
 
 
-@settings(deadline=None)
 @given(increasing(), st.sampled_from(ZSCORES))
 def test_zscore_follows_its_formula(samples: list[Sample], options: dict[str, Any]) -> None:
     got = run(ZscoreFilter, options, samples)
@@ -175,7 +170,6 @@ def test_zscore_follows_its_formula(samples: list[Sample], options: dict[str, An
     assert [score for score, _, _ in got] == pytest.approx(want, rel=1e-4, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(increasing(), st.sampled_from(ZSCORES))
 def test_no_finite_series_makes_a_score_that_is_not_a_number(samples: list[Sample], options: dict[str, Any]) -> None:
     assert all(0 <= score <= 1e6 for score, _, _ in run(ZscoreFilter, options, samples))

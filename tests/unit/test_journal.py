@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_replayed_as_it_was_fed(rows: list[tuple[int, int, float, int, int]], po
     assert block.sealed
     # Between two ticks each series has its rows in order; the series themselves may change places.
     edges = [0, *(position for position, _ in ticks), n]
-    for lo, hi in zip(edges, edges[1:], strict=False):
+    for lo, hi in itertools.pairwise(edges):
         for one in set(series[lo:hi]):
             fed = [row for row in rows[lo:hi] if row[0] == one]
             at = np.flatnonzero(block.batch.series[lo:hi] == one) + lo

@@ -193,4 +193,4 @@ class Custody(RuleBasedStateMachine):
 
 
 TestCustody = Custody.TestCase
-TestCustody.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCustody.settings = settings(max_examples=150, stateful_step_count=40)

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.model import SUMMARY_DTYPE
@@ -30,7 +30,6 @@ def shown(value: float) -> int:
     return max(0, -int(Decimal(repr(value)).normalize().as_tuple().exponent))
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 6).flatmap(lambda d: st.lists(st.integers(-(10**8), 10**8).map(lambda i: i / 10**d), min_size=1)),
     st.floats(0, 1),
@@ -48,7 +47,6 @@ def test_decimal_readings_settle_within_the_stated_error(readings: list[float], 
     assert min(readings) <= got_mean <= max(readings)
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(0, 1e300))
 def test_readings_with_more_decimals_leave_the_figures_alone(reading: float, stddev: float) -> None:
     got = settled([reading, math.pi], reading, stddev)

@@ -248,10 +248,11 @@ def test_a_snapshot_counts_only_whole(path: Path) -> None:
     write_snapshot(store, 2, {"rows": rows[:1]}, {})
     store._db.execute("DELETE FROM snapshot WHERE part = ''")  # as after a crash before the closing row
     assert store.read_snapshot() == (0, {})
-    write_snapshot(store, 2, state, {0: SeriesSpec("d", "c", "q", "")})
+    store.commit(Commit(block=b"3"))
+    write_snapshot(store, 3, state, {0: SeriesSpec("d", "c", "q", "")})
     store = reopened(store)
     block, found = store.read_snapshot()
-    assert block == 2
+    assert block == 3
     assert found.keys() == state.keys()
     for part, array in state.items():
         np.testing.assert_array_equal(found[part], array)
@@ -264,7 +265,7 @@ def test_blocks_of_a_span_are_found_by_bisection(path: Path) -> None:
     spans = [(0, 9), (10, 19), (5, 12), (20, 29), (3, 4), (30, 39)]
     for i, (first, last) in enumerate(spans):
         store.commit(Commit(block=str(i).encode(), samples=1, first_ns=first, last_ns=last))
-    for lo in range(0, 45):
+    for lo in range(45):
         for hi in range(lo, 45):
             expected = [str(i).encode() for i, (first, last) in enumerate(spans) if last >= lo and first <= hi]
             assert store.blocks_between(lo, hi) == expected

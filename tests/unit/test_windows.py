@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.errors import StoreError
@@ -214,31 +214,26 @@ READINGS = st.one_of(
 SLUGGISH = st.integers(0, 2).map(lambda i: 20 + i / 2)
 
 
-@settings(deadline=None)
 @given(story(READINGS, disorder=40))
 def test_gauges_are_summarised_as_by_hand(actions: list[Any]) -> None:
     run_both(spec(), actions)
 
 
-@settings(deadline=None)
 @given(story(READINGS, disorder=40), st.sampled_from([0, 1, 10, 20]))
 def test_lateness_of_up_to_two_windows_is_kept(actions: list[Any], lateness: int) -> None:
     run_both(spec(lateness_ns=lateness), actions)
 
 
-@settings(deadline=None)
 @given(story(SLUGGISH, disorder=20), st.sampled_from([0.0, 0.5]), st.sampled_from([20, 50]))
 def test_on_change_holds_quiet_windows_back_and_loses_none(actions: list[Any], near: float, heartbeat: int) -> None:
     run_both(spec(report="on_change", tolerance=near, heartbeat_ns=heartbeat), actions)
 
 
-@settings(deadline=None)
 @given(story(st.integers(0, 255).map(float), disorder=0), st.sampled_from([0.0, 256.0]))
 def test_counters_that_reset_and_wrap_are_counted_as_by_hand(actions: list[Any], wrap: float) -> None:
     run_both(spec(Kind.COUNTER, counter_wrap=wrap), actions)
 
 
-@settings(deadline=None)
 @given(story(st.just(0.0), disorder=14), st.integers(0, 3))
 def test_a_counter_that_only_rises_may_come_out_of_order(actions: list[Any], slope: int) -> None:
     rising = [a if isinstance(a, int) else (a[0], 1000.0 + slope * a[0]) for a in actions]
@@ -340,7 +335,6 @@ def test_a_late_state_is_a_change_there_and_back_or_too_late() -> None:
     assert changes(real) == [(10, 0.0), (15, 1.0), (20, 0.0)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), unique_by=lambda sample: sample[0], max_size=30))
 def test_the_changes_of_a_state_are_samples_and_end_with_the_newest(samples: list[tuple[int, int]]) -> None:
     real = windows(spec(Kind.STATE))
@@ -375,7 +369,6 @@ def test_a_new_window_size_takes_effect_at_the_next_shared_boundary() -> None:
     assert rows["count"].sum() + real.open_counts().sum() == 2 + 186
 
 
-@settings(deadline=None)
 @given(story(READINGS, disorder=20), st.data())
 def test_changes_of_size_lose_no_sample_and_never_write_a_key_twice(actions: list[Any], data: st.DataObject) -> None:
     real, finite = windows(spec(window_ns=10_000, lateness_ns=4000)), 0
