@@ -50,6 +50,8 @@ NO_SERIES: Final = -1
 _NUMBERS: Final = ("mean", "min", "max", "stddev", "first", "last", "increase")
 _CACHED_KEYS: Final = 65_536
 """Prefixes of series kept: at some 300 B each 20 MB. A gateway sends the same series again and again."""
+_CACHED_TABLES: Final = 256
+"""Tables of series whose keys are kept together."""
 
 Piece: TypeAlias = bytes | list[bytes]
 
@@ -118,23 +120,41 @@ def _ints(values: Int64s) -> Piece:
     return msgspec.json.encode(values.tolist())[1:-1].split(b",")
 
 
+class _Same:
+    """A table of series as the key of a cache: `decode` gives frames with the same table the same list."""
+
+    __slots__ = ("table",)
+
+    def __init__(self, table: Sequence[WireSeries]) -> None:
+        self.table = table
+
+    def __hash__(self) -> int:
+        return id(self.table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.table is other.table
+
+
+@lru_cache(_CACHED_TABLES)
+def _keys(gateway: str, same: _Same, suffix: str) -> list[bytes]:
+    """The key of each series of a table."""
+    return [_key(of.quantity + suffix, gateway, of.device, of.channel, of.unit) for of in same.table]
+
+
 def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix: str = "") -> list[bytes]:
     """For each row the key of its series, and the space before its fields."""
-    indexes = series.tolist()
-    keys: dict[int, bytes] = {}
-    for index in set(indexes):
-        of = table[index]
-        keys[index] = _key(of.quantity + suffix, gateway, of.device, of.channel, of.unit)
-    return [keys[index] for index in indexes]
+    return list(map(_keys(gateway, _Same(table), suffix).__getitem__, series.tolist()))
 
 
 def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:
     """Rows in which the same numbers are finite are woven together: gauges, counters, states, and odd ones."""
     shape = np.zeros(len(rows), np.uint8)
     for bit, name in enumerate(_NUMBERS):
-        shape |= np.isfinite(rows[name]).astype(np.uint8) << bit
-    shapes = sorted(set(shape.tolist()))
-    parts = [(bits, rows if len(shapes) == 1 else rows[shape == bits]) for bits in shapes]
+        shape |= np.isfinite(rows[name]).view(np.uint8) << bit
+    shapes = np.unique(shape).tolist()
+    if len(shapes) == 1:
+        return Lines(_weave(_summary_pieces(gateway, table, rows, shapes[0]), len(rows)), rows["series"])
+    parts = [(bits, rows[shape == bits]) for bits in shapes]
     body = b"".join(_weave(_summary_pieces(gateway, table, part, bits), len(part)) for bits, part in parts)
     return Lines(body, np.concatenate([rows["series"][:0], *(part["series"] for _, part in parts)]))
 

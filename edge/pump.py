@@ -44,7 +44,7 @@ log = logging.getLogger("forebay.pump")
 
 SAMPLES_AHEAD = 4096
 """The pump runs ahead of the store by at most this; without the wait the store's thread never gets the GIL."""
-TURN_S = 0.005
+TURN_S = 0.01
 """Turns are at least so far apart: a turn for each message would cost ten times what its samples do."""
 COMMIT_GAP_S = 0.05
 """Commits that cannot wait (alarms, receipts of a backlog) are at least so far apart: 20 a second spare the disk."""

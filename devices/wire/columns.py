@@ -42,9 +42,12 @@ FLOAT = 15
 _CONSTANT = 0x80
 _MINUS_ZERO_BITS = np.int64(-(2**63))
 _POWERS = np.array([10.0**e for e in range(MAX_EXPONENT + 1)] + [1.0] * (FLOAT - MAX_EXPONENT))
+_INT_POWERS = _POWERS.astype(np.int64)
 _UNITS_NS = np.array([1, 1_000, 1_000_000, 1_000_000_000], dtype=np.int64)
 _NARROW = ((np.uint16, np.int16), (np.uint32, np.int32), (np.uint32, np.int32))
 """The types in which integers of 2, 3 and 4 bytes are put together: several times faster than in 64 bits."""
+_LEGAL_EXPONENT = np.array([False, *(e <= MAX_EXPONENT or e == FLOAT for e in range(FLOAT + 1)), False])
+"""By exponent + 1; what lies outside is clipped to either end."""
 _FROM_ZIGZAG = np.array([(z >> 1) ^ -(z & 1) for z in range(256)], dtype=np.int64)
 _BEYOND = np.int64(2**63 - 1)
 _FEW_ROWS, _FEW_GROUPS = 4, 256
@@ -57,23 +60,27 @@ class Groups:
 
     def __init__(self, counts: Int64s) -> None:
         self.counts = counts
-        self.n = int(counts.sum())
-        self.starts: Int64s = np.cumsum(counts) - counts
+        self.ends: Int64s = counts.cumsum()
+        """int64[g]: the row after the last of each group."""
+        self.starts: Int64s = self.ends - counts
+        self.n = int(self.ends[-1]) if len(counts) else 0
+        self.alone = self.n == len(counts)
+        """Each group has one row, as in most frames of a live gateway."""
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def spread(self, per_group: NDArray[_Scalar]) -> NDArray[_Scalar]:
         """One value a group -> that value for each of its rows."""
-        return np.repeat(per_group, self.counts)
+        return per_group if self.alone else per_group.repeat(self.counts)
 
     def every(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """bool[g]: true for all rows of the group."""
-        return np.logical_and.reduceat(rows, self.starts)
+        return rows if self.alone else np.logical_and.reduceat(rows, self.starts)
 
     def kept(self, groups: NDArray[np.bool_]) -> tuple[Groups, NDArray[np.bool_]]:
         """Those groups alone, and bool[n]: the rows that are theirs."""
-        return Groups(self.counts[groups]), np.repeat(groups, self.counts)
+        return Groups(self.counts[groups]), self.spread(groups)
 
 
 # ---------------------------------------------------------------- ints, floats, texts
@@ -104,11 +111,14 @@ def unpack_ints(column: bytes, n: int, what: str) -> Int64s:
     _expect_bytes(column, 1 + width * (1 if constant else n), what)
     if constant:
         zigzag = int.from_bytes(column[1:], "little")
-        return np.full(n, (zigzag >> 1) ^ -(zigzag & 1), dtype=np.int64)
-    planes = np.frombuffer(column, dtype=np.uint8, offset=1).reshape(width, n)
+        same = np.empty(n, dtype=np.int64)
+        same.fill((zigzag >> 1) ^ -(zigzag & 1))
+        return same
+    planes = np.frombuffer(column, dtype=np.uint8, offset=1)
     if width == 1:
-        small: Int64s = _FROM_ZIGZAG.take(planes[0])
+        small: Int64s = _FROM_ZIGZAG.take(planes)
         return small
+    planes = planes.reshape(width, n)
     if width > 4:
         rows = np.zeros((n, 8), dtype=np.uint8)
         rows[:, :width] = planes.T
@@ -189,7 +199,8 @@ def pack_differences(values: Int64s) -> bytes:
 
 def unpack_differences(column: bytes, n: int, what: str) -> Int64s:
     """The inverse of `pack_differences`."""
-    return np.cumsum(unpack_ints(column, n, what))
+    values: Int64s = unpack_ints(column, n, what).cumsum()
+    return values
 
 
 # ---------------------------------------------------------------- times
@@ -224,14 +235,17 @@ def unpack_times(column: pb.Times, groups: Groups) -> Int64s:
     steps += groups.spread(unpack_ints(column.step, g, "time.step"))
     ticks = join_firsts(firsts, steps, groups)
     expect_sorted(ticks, groups)
-    limit = _BEYOND // _UNITS_NS[unit]
-    if np.any(firsts < -limit) or np.any(ticks[groups.starts + groups.counts - 1] > limit):
+    each_ns = _spread_units(unit, groups)
+    limit = _BEYOND // each_ns  # sorted within a group, so that any beyond it is found, and 0 is within it
+    if (ticks > limit).any() or (ticks < -limit).any():
         raise FrameError("time: beyond what 64 bits of nanoseconds hold", "malformed")
-    return ticks * _spread_units(unit, groups)
+    return ticks * each_ns
 
 
 def expect_sorted(times: Int64s, groups: Groups) -> None:
     """FrameError unless int64[n] never falls within a group. (A sum that wrapped has fallen.)"""
+    if groups.alone:
+        return
     falls = times[1:] < times[:-1]
     falls[groups.starts[1:] - 1] = False
     if falls.any():
@@ -252,7 +266,7 @@ def unit_ns(unit: int) -> int:
 
 def _largest_units(time_ns: Int64s, groups: Groups) -> Int64s:
     unit = np.zeros(len(groups), dtype=np.int64)
-    firsts, lasts = time_ns[groups.starts], time_ns[groups.starts + groups.counts - 1]
+    firsts, lasts = time_ns[groups.starts], time_ns[groups.ends - 1]
     for k in range(len(_UNITS_NS) - 1, 0, -1):
         candidates = (unit == 0) & (firsts % _UNITS_NS[k] == 0) & (lasts % _UNITS_NS[k] == 0)
         if candidates.any():
@@ -283,11 +297,14 @@ def split_firsts(ints: Int64s, groups: Groups) -> tuple[Int64s, Int64s]:
 
 def join_firsts(firsts: Int64s, steps: Int64s, groups: Groups) -> Int64s:
     """The inverse of `split_firsts`; uses up `steps`, in which the firsts' own count for nothing."""
+    if groups.alone:
+        return firsts
     steps[groups.starts] = 0
     lasts = firsts + np.add.reduceat(steps, groups.starts)
     steps[groups.starts] = firsts
     steps[groups.starts[1:]] -= lasts[:-1]
-    return np.cumsum(steps)
+    joined: Int64s = steps.cumsum()
+    return joined
 
 
 # ---------------------------------------------------------------- decimals
@@ -337,13 +354,13 @@ def _raise_until_exact(values: Floats, groups: Groups, exponents: Int64s) -> tup
 
 def from_decimals(ints: Int64s, exponents: Int64s, groups: Groups) -> Floats:
     """int64[..., n] and exponents int64[g] -> float64[..., n]; rows of groups with FLOAT have no meaning."""
-    values: Floats = ints / groups.spread(_POWERS[exponents])
+    values: Floats = ints / groups.spread(_POWERS.take(exponents))
     return values
 
 
 def ten_to_the(exponents: Int64s) -> Int64s:
     """10^e as integers, 1 for FLOAT."""
-    return _POWERS[exponents].astype(np.int64)
+    return _INT_POWERS.take(exponents)
 
 
 def take_minus_zeros(values: Floats) -> tuple[Floats, Int64s]:
@@ -369,7 +386,7 @@ def put_minus_zeros(values: Floats, column: bytes, count: int) -> None:
 def unpack_exponents(column: bytes, groups: Groups, what: str) -> Int64s:
     """A column of exponents -> int64[g], each 0..9 or FLOAT."""
     exponents = unpack_ints(column, len(groups), what)
-    if np.any((exponents < 0) | (exponents > MAX_EXPONENT) & (exponents != FLOAT)):
+    if not _LEGAL_EXPONENT.take(exponents + 1, mode="clip").all():
         raise FrameError(f"column {what}: exponents are 0 to {MAX_EXPONENT}, or {FLOAT}", "malformed")
     return exponents
 

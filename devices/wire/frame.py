@@ -5,7 +5,8 @@
                         length of the body unpacked, checked first ----'           '---- zstd of Body
     Body    = table of series + one of: summaries, changes, raw, alarms, inventory, ledger, heartbeat
 
-`decode` is the one way in for bytes of a peer. It is a pure function of payload and limits; it either
+`decode` is the one way in for bytes of a peer. It is a function of payload and limits alone (tables of
+series that came before are remembered, and shared between frames: `series` is not to be changed); it either
 returns a frame in which everything has been checked, or raises FrameError, whose `reason` is one of
 
     version     written in a way that this version does not read
@@ -46,7 +47,7 @@ from devices.wire.bodies import (
     unpack_body,
 )
 from devices.wire.limits import FrameLimits
-from devices.wire.table import WireSeries, pack_table, unpack_table
+from devices.wire.table import KnownTables, WireSeries, pack_table
 from devices.wire.topics import legal_gateway
 
 __all__ = [
@@ -72,6 +73,7 @@ VERSION = 1
 _LEVEL = 1
 """Of zstd. Levels 2 and 3 take no byte off these columns that would pay for their time."""
 _LANES = {int(lane): lane for lane in Lane}
+_tables = KnownTables()
 _zstd = threading.local()  # its contexts are costly to make, and each must stay with one thread
 
 
@@ -133,7 +135,7 @@ def decode(payload: bytes, limits: FrameLimits) -> Frame:
         body = pb.Body.FromString(_unpack(message.body, message.body_bytes, limits))
     except ProtobufError:
         raise FrameError("the body is not a Body: Protobuf cannot read it", "malformed") from None
-    series, table = unpack_table(body.table, limits)
+    series, table = _tables.unpack(body.table, limits)
     return Frame(header, series, unpack_body(body, table, limits))
 
 

@@ -89,6 +89,40 @@ def pack_table(series: Sequence[WireSeries]) -> tuple[pb.Table, Table]:
     return message, Table(series_shape, kinds[series_shape])
 
 
+_KNOWN_BYTES = 16 << 20
+"""Of the tables remembered in one of two generations: some 100 gateways of 600 series."""
+_SERIES_BYTES = 200
+
+
+class KnownTables:
+    """Tables by their bytes: a gateway sends the same few again and again, and to unpack one costs as much
+    as 1,000 rows do. The same bytes give the same list, by which others may remember what follows from it.
+
+    Two generations: once the younger is full, it is the elder, and what nobody asked for since is forgotten.
+    Threads may share it; at worst a table is unpacked twice.
+    """
+
+    def __init__(self, most_bytes: int = _KNOWN_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._young: dict[tuple[bytes, FrameLimits], tuple[list[WireSeries], Table]] = {}
+        self._old: dict[tuple[bytes, FrameLimits], tuple[list[WireSeries], Table]] = {}
+
+    def unpack(self, message: pb.Table, limits: FrameLimits) -> tuple[list[WireSeries], Table]:
+        """As `unpack_table`. What it returns is not to be changed."""
+        packed = message.SerializeToString(deterministic=True)
+        key = packed, limits
+        known = self._young.get(key)
+        if known is None:
+            known = self._old.get(key) or unpack_table(message, limits)
+            # Texts take up to four times their UTF-8.
+            self._bytes += 5 * len(packed) + _SERIES_BYTES * (len(known[0]) + sum(len(one.texts) for one in known[0]))
+            if self._bytes > self._most_bytes:
+                self._old, self._young, self._bytes = self._young, {}, 0
+            self._young[key] = known
+        return known
+
+
 def unpack_table(message: pb.Table, limits: FrameLimits) -> tuple[list[WireSeries], Table]:
     """The series of a frame, and their columns; FrameError if they are not whole or not within limits."""
     n = message.series

@@ -581,7 +581,7 @@ def https_influxdb(
     request: pytest.FixtureRequest,
     influxdb_servers: Callable[..., InfluxServer],
     authority: Authority,
-    tmp_path: Path,
+    vault: Vault,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[InfluxServer]:
     """A server of its own that speaks TLS; this process trusts its authority, the ingester must be told."""

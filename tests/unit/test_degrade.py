@@ -39,9 +39,7 @@ windows = st.dictionaries(
 
 
 @given(windows=windows, times=st.integers(1, 3))
-def test_a_merged_window_is_that_of_all_its_samples(
-    windows: dict[tuple[int, int], list[float]], times: int
-) -> None:
+def test_a_merged_window_is_that_of_all_its_samples(windows: dict[tuple[int, int], list[float]], times: int) -> None:
     made = {(s, T0_NS + i * int(WINDOW_NS[s])): values for (s, i), values in windows.items()}
     rows = np.array([summary(s, t, v, int(WINDOW_NS[s])) for (s, t), v in made.items()], SUMMARY_DTYPE)
     for _ in range(times):
