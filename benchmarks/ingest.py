@@ -79,7 +79,7 @@ def frame(shape: Shape, gateway: int, seq: int, start_ns: int) -> Frame:
     rows["series"] = row // shape.windows
     rows["time_ns"] = start_ns + ((seq - 1) * shape.windows + row % shape.windows) * WINDOW_NS
     rows["span_ns"], rows["count"], rows["increase"] = WINDOW_NS, len(samples), np.nan
-    rows["mean"], rows["stddev"] = samples.mean(0), samples.std(0)
+    rows["mean"], rows["stddev"] = np.round(samples.mean(0), 6), np.round(samples.std(0), 5)  # as the edge rounds
     rows["min"], rows["max"], rows["first"], rows["last"] = samples.min(0), samples.max(0), samples[0], samples[-1]
     table = [WireSeries(f"press-{n // 5:03}", f"channel{n % 5}", "temperature", "°C") for n in range(shape.series)]
     return Frame(Header(f"gateway-{gateway}", 7, seq, Lane.LIVE, start_ns), table, SummaryBody(rows))

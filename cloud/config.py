@@ -27,6 +27,7 @@ from devices.errors import ConfigError, PluginError
 from devices.profiles import load
 from devices.quantities import Duration, Size
 from devices.tables import Table, convert, did_you_mean, key_path, read_toml
+from devices.wire.dial import check_access
 from devices.wire.limits import FrameLimits
 from devices.wire.session import SessionOptions
 
@@ -53,6 +54,8 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepalive: Duration = Duration.parse("60 s")
 
     def __post_init__(self) -> None:
+        password = self.password_file or self.password_env
+        check_access(self.url, self.user, password, self.ca_file, self.cert_file, self.key_file)
         if not self.group or any(c in self.group for c in "/+#"):
             raise ValueError(f"`group` is the name of a shared subscription, without /, + and #, not {self.group!r}")
 

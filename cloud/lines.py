@@ -31,7 +31,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.model import Alarm, Floats, Int32s, Int64s
+from devices.model import SUMMARY_DTYPE, Alarm, Floats, Int32s, Int64s
 from devices.wire.frame import (
     AlarmBody,
     ChangeBody,
@@ -48,10 +48,15 @@ NO_SERIES: Final = -1
 """In `Lines.series`: a line that speaks of the gateway or a device, and of no series of the frame."""
 
 _NUMBERS: Final = ("mean", "min", "max", "stddev", "first", "last", "increase")
+"""The float64s at the end of SUMMARY_DTYPE, in its order."""
+_BITS: Final = np.array([1 << bit for bit in range(len(_NUMBERS))], np.uint8)
+_WORDS: Final = SUMMARY_DTYPE.itemsize // 8
 _CACHED_KEYS: Final = 65_536
 """Prefixes of series kept: at some 300 B each 20 MB. A gateway sends the same series again and again."""
 _CACHED_TABLES: Final = 256
 """Tables of series whose keys are kept together."""
+_AT_ONCE: Final = 700
+"""Summaries woven at once: their pieces then stay in a core's cache. 4,096 at once cost a fifth more."""
 
 Piece: TypeAlias = bytes | list[bytes]
 
@@ -93,16 +98,17 @@ def encode(frame: Frame, ingested_ns: int) -> Lines:
 
 def _weave(pieces: Sequence[Piece], rows: int) -> bytes:
     """Row i of every piece after one another, for all rows. A piece is a column, or the same for each row."""
-    joined: list[Piece] = []
+    line: list[bytes] = [b""]
+    columns: dict[int, list[bytes]] = {}
     for piece in pieces:
-        before = joined[-1] if joined else None
-        if isinstance(piece, bytes) and isinstance(before, bytes):
-            joined[-1] = before + piece
+        if isinstance(piece, bytes):
+            line[-1] += piece
         else:
-            joined.append(piece)
-    woven: list[bytes] = [b""] * (rows * len(joined))
-    for at, piece in enumerate(joined):
-        woven[at :: len(joined)] = piece if isinstance(piece, list) else [piece] * rows
+            columns[len(line)] = piece
+            line += [b"", b""]
+    woven = line * rows
+    for at, column in columns.items():
+        woven[at :: len(line)] = column
     return b"".join(woven)
 
 
@@ -148,14 +154,12 @@ def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix:
 
 def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:
     """Rows in which the same numbers are finite are woven together: gauges, counters, states, and odd ones."""
-    shape = np.zeros(len(rows), np.uint8)
-    for bit, name in enumerate(_NUMBERS):
-        shape |= np.isfinite(rows[name]).view(np.uint8) << bit
-    shapes = np.unique(shape).tolist()
-    if len(shapes) == 1:
-        return Lines(_weave(_summary_pieces(gateway, table, rows, shapes[0]), len(rows)), rows["series"])
-    parts = [(bits, rows[shape == bits]) for bits in shapes]
-    body = b"".join(_weave(_summary_pieces(gateway, table, part, bits), len(part)) for bits, part in parts)
+    numbers = np.ascontiguousarray(rows).view(np.float64).reshape(len(rows), _WORDS)[:, -len(_NUMBERS) :]
+    shape = np.isfinite(numbers).view(np.uint8) @ _BITS
+    shapes = np.flatnonzero(np.bincount(shape)).tolist()
+    parts = [(bits, rows if len(shapes) == 1 else rows[shape == bits]) for bits in shapes]
+    some = [(bits, part[at : at + _AT_ONCE]) for bits, part in parts for at in range(0, len(part), _AT_ONCE)]
+    body = b"".join(_weave(_summary_pieces(gateway, table, part, bits), len(part)) for bits, part in some)
     return Lines(body, np.concatenate([rows["series"][:0], *(part["series"] for _, part in parts)]))
 
 

@@ -51,6 +51,8 @@ def convert(table: object, kind: type[T], where: str, error: type[ForebayError])
         return msgspec.convert(table, kind, dec_hook=from_toml)
     except msgspec.ValidationError as why:
         raise error(_sentence(str(why), kind, where)) from why
+    except error as why:  # of a `__post_init__` that shares its rule with other tables
+        raise error(f"{why}: {where}") from why
 
 
 def builtins(value: object) -> Any:

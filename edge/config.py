@@ -32,6 +32,7 @@ from devices.errors import ConfigError, PluginError
 from devices.profiles import Profile, is_name, load, load_profile, profile_names
 from devices.quantities import Duration, Rate, Size
 from devices.tables import Table, builtins, convert, did_you_mean, key_path, read_toml
+from devices.wire.dial import check_access
 from devices.wire.topics import legal_gateway
 
 _MAX_COMMIT_DELAY: Final = Duration.parse("60 s")
@@ -71,6 +72,7 @@ class UplinkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.cert_file and not self.key_file:
             raise ValueError("`cert_file` needs `key_file`")
+        check_access(self.broker, "the gateway's", "", self.ca_file, self.cert_file, self.key_file)
         if self.password_file and self.password_env:
             raise ValueError("keep one of `password_file` and `password_env`")
         if not 5 <= self.keepalive.s <= 65_535:

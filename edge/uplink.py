@@ -16,6 +16,7 @@ smallest, is published now and again, until somebody does; all others wait for t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -227,10 +228,10 @@ class Uplink:
         while True:
             self._wake.clear()
             wait_s = await self._publish_due(loop)
-            try:
-                await asyncio.wait_for(self._wake.wait(), None if wait_s == float("inf") else wait_s)
-            except TimeoutError:
-                continue
+            # Not `wait_for`, which in Python 3.11 may swallow a cancellation.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if wait_s == float("inf") else wait_s):
+                    await self._wake.wait()
 
     async def _publish_due(self, loop: asyncio.AbstractEventLoop) -> float:
         """Publish until nothing is due, or something has come that may go first; how long until something is due."""

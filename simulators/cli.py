@@ -1,4 +1,4 @@
-"""`forebay-sim run | demo | score`."""
+"""`forebay-sim run | demo | chaos | score`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 
 from devices.errors import ForebayError
+from simulators.chaos.plan import KINDS
+from simulators.chaos.run import Chaos, sentences
 from simulators.demo import Demo, closing_report
 from simulators.faults import read_truth
 from simulators.fleet import Fleet
@@ -23,6 +25,7 @@ from simulators.parts import fetch
 from simulators.records import RecordReader
 from simulators.scenario import load_scenario
 from simulators.score import Report, score
+from simulators.servers import InfluxVersion
 from simulators.stored import InfluxStored, SqliteStored, StoredSink
 
 app = typer.Typer(
@@ -85,16 +88,52 @@ def demo(
     """
     stop = _stopped_by_signals()
     console = Console()
-    place = folder or Path(tempfile.mkdtemp(prefix="forebay-demo-"))
-    place.mkdir(parents=True, exist_ok=True)
-    if any(place.iterdir()):
-        _fail(f"{place} is not empty: name a new folder")
+    place = _new_folder(folder, "demo")
     with Display(console) as display:
         run = Demo(place, sink, seed, seconds, display, stop)
         account = _or_say_why(run.run)
     for line in closing_report(account, run.first_point_s):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     _finish(account, report)
+
+
+@app.command()
+def chaos(
+    faults: Annotated[int, typer.Argument(min=0, help="How many faults are drawn: about one every 2.5 s.")],
+    seed: Seed = 1,
+    report: ReportFile = None,
+    influxdb: Annotated[str, typer.Option(help="Version of the InfluxDB that is started: 1.8 or 2.7.")] = "1.8",
+    only: Annotated[
+        str, typer.Option(help=f"Only these kinds of fault, joined by commas: {', '.join(k.name for k in KINDS)}.")
+    ] = "",
+    folder: Annotated[
+        Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
+    ] = None,
+) -> None:
+    """Run all of Forebay under load while faults happen at random, and give the account; 1 if it does not hold.
+
+    Example: forebay-sim chaos 100 --seed 7 --report chaos.json
+    """
+    kinds = [kind for kind in only.split(",") if kind]
+    unknown = set(kinds) - {kind.name for kind in KINDS}
+    if unknown:
+        _fail(f"there is no kind of fault {', '.join(sorted(unknown))}")
+    versions: dict[str, InfluxVersion] = {"1.8": "1.8", "2.7": "2.7"}
+    if influxdb not in versions:
+        _fail(f"InfluxDB {influxdb} cannot be started: choose 1.8 or 2.7")
+    run = Chaos(
+        _new_folder(folder, "chaos"), faults, seed, versions[influxdb], kinds, typer.echo, _stopped_by_signals()
+    )
+    account = _or_say_why(run.run)
+    if not account.holds:
+        typer.echo("\nwhat happened, by the seconds of the run:", err=True)
+        typer.echo("\n".join([*run.log, *map(repr, account.troubled)]), err=True)
+    for sentence in sentences(account):
+        typer.echo(sentence)
+    typer.echo(f"logs and records are in {run.folder}")
+    _write(account, report)
+    if not account.holds:
+        raise typer.Exit(1)
 
 
 @app.command("score")
@@ -120,10 +159,23 @@ def score_command(
     _finish(account, report)
 
 
-def _finish(account: Report, report: Path | None) -> None:
-    """Write the report, and end with 1 unless all that was sent is where it should be."""
+def _new_folder(folder: Path | None, name: str) -> Path:
+    """The folder of a run: the one that was named, or a temporary one."""
+    place = folder or Path(tempfile.mkdtemp(prefix=f"forebay-{name}-"))
+    place.mkdir(parents=True, exist_ok=True)
+    if any(place.iterdir()):
+        _fail(f"{place} is not empty: name a new folder")
+    return place
+
+
+def _write(account: msgspec.Struct, report: Path | None) -> None:
     if report is not None:
         report.write_bytes(msgspec.json.format(msgspec.json.encode(account)) + b"\n")
+
+
+def _finish(account: Report, report: Path | None) -> None:
+    """Write the report, and end with 1 unless all that was sent is where it should be."""
+    _write(account, report)
     if account.lost or account.doubled or account.altered or account.waiting:
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ bare numbers, one a line, is a single column. Fields are not quoted.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
@@ -18,6 +18,10 @@ from devices.codecs import Example
 from devices.codecs.timestamps import TimeFormat, parser
 from devices.errors import DecodeError
 from devices.model import Rows
+
+
+_MAX_DIGITS: Final = 30
+"""A whole number as long as any time is read exactly; Python refuses to read one of thousands of digits."""
 
 
 class DelimitedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +117,6 @@ class DelimitedCodec:
         if self._time_format == "iso8601":
             return self._parse_time(cell)
         number = self._value(cell)
-        if isinstance(number, float) and cell.isascii() and cell.isdigit():
+        if isinstance(number, float) and len(cell) <= _MAX_DIGITS and cell.isascii() and cell.isdigit():
             return self._parse_time(int(cell))
         return self._parse_time(number)

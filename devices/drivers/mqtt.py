@@ -23,6 +23,7 @@ from devices.drivers.templates import TopicTemplate
 from devices.errors import ForebayError
 from devices.model import SECOND_NS
 from devices.quantities import Duration, Size
+from devices.wire.dial import check_access
 from devices.wire.receive import Inbound
 from devices.wire.session import Session, SessionOptions
 
@@ -64,6 +65,8 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`topics` must name at least one topic")
         for text in self.topics:
             TopicTemplate(text)
+        password = self.password_file or self.password_env
+        check_access(self.broker, self.user, password, self.ca_file, self.cert_file, self.key_file)
         if not 0 < self.receive_maximum <= 65_535:
             raise ValueError("`receive_maximum` lies between 1 and 65535")
         if not 5 <= self.keepalive.s <= 65_535:

@@ -187,6 +187,7 @@ class BulkClient(Client):
                 begins_or_ends = first & 0xF0 in (_CONNACK, _DISCONNECT)
                 if begins_or_ends:
                     self._deliver(batch)
+                    batch = Inbound(self.connection, self.session_present)  # nothing is handed on twice
                 code = self._give_to_paho(first, body)
                 if code > 0:
                     self._deliver(batch)

@@ -44,6 +44,17 @@ def parse_broker(url: str) -> BrokerAddress:
     return BrokerAddress(host, port or (8883 if tls else 1883), tls)
 
 
+def check_access(broker: str, user: str, password: str, ca_file: str, cert_file: str, key_file: str) -> None:
+    """Raises ConfigError for keys that can never let anybody in. `password`: where it is to be found, "" nowhere."""
+    tls = parse_broker(broker).tls
+    if password and not user:
+        raise ConfigError("user: it is missing, and a password without a user is of no use in MQTT")
+    if (ca_file or cert_file) and not tls:
+        raise ConfigError("with ca_file or cert_file the broker's address must begin with mqtts://")
+    if key_file and not cert_file:
+        raise ConfigError("cert_file: there is a key_file without it")
+
+
 def tls_context(ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:
     """Verifies the broker against `ca_file` ("": the system's), shows `cert_file` ("": none). Raises ConfigError."""
     try:

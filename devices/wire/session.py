@@ -37,7 +37,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from devices.errors import ConfigError, ForebayError, IdentityTaken, LinkLost, LoginRefused, NoAnswer, Unreachable
 from devices.secrets import read_secret
 from devices.wire.client import BulkClient
-from devices.wire.dial import dial, parse_broker, tls_context, tls_failure
+from devices.wire.dial import check_access, dial, parse_broker, tls_context, tls_failure
 from devices.wire.hook import LoopHook
 from devices.wire.receive import Inbound, PacketRefused
 from devices.wire.refusals import (
@@ -124,7 +124,7 @@ class Session:
         self._address = parse_broker(options.broker)
         self._where = f"the broker {self._address}"
         self._version5 = options.protocol == "5"
-        _check(options, tls=self._address.tls)
+        _check(options)
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._on_published = on_published
@@ -452,7 +452,7 @@ def _connect_properties(options: SessionOptions) -> Properties:
     return properties
 
 
-def _check(options: SessionOptions, *, tls: bool) -> None:
+def _check(options: SessionOptions) -> None:
     """Raises ConfigError for options that can never work."""
     limits = {
         "keepalive_s": (0, 65_535),
@@ -466,9 +466,5 @@ def _check(options: SessionOptions, *, tls: bool) -> None:
             raise ConfigError(f"{key}: {value} is not between {low} and {high}")
     if not options.client_id:
         raise ConfigError("client_id: it must not be empty, or the broker could not keep a session for it")
-    if (options.password_file or options.password_env) and not options.username:
-        raise ConfigError("user: it is missing, and a password without a user is of no use in MQTT")
-    if (options.ca_file or options.cert_file) and not tls:
-        raise ConfigError("broker: with ca_file or cert_file the address must begin with mqtts://")
-    if options.key_file and not options.cert_file:
-        raise ConfigError("cert_file: there is a key_file without it")
+    password = options.password_file or options.password_env
+    check_access(options.broker, options.username, password, options.ca_file, options.cert_file, options.key_file)

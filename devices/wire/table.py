@@ -33,7 +33,7 @@ from devices.wire.limits import FrameLimits
 _KINDS = {int(kind): kind for kind in Kind}
 
 
-class WireSeries(msgspec.Struct, frozen=True):
+class WireSeries(msgspec.Struct, frozen=True, gc=False):
     """What a frame says of one series; with its gateway, all that a point in InfluxDB needs."""
 
     device: str

@@ -87,7 +87,9 @@ def test_counts_survive_the_coming_of_many_series() -> None:
 @given(st.lists(st.tuples(series, count), max_size=5), st.lists(st.tuples(series, count), max_size=5))
 def test_deltas_join_without_loss(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
     together, apart = Ledger(), Ledger()
-    deltas = [Deltas(stored=[(s, 0, n) for s, n in part], overrun=[(s, 1, n) for s, n in part]) for part in (first, second)]
+    deltas = [
+        Deltas(stored=[(s, 0, n) for s, n in part], overrun=[(s, 1, n) for s, n in part]) for part in (first, second)
+    ]
     for ledger in (together, apart):
         ledger.grow(SERIES)
     for delta in deltas:
