@@ -54,7 +54,8 @@ _WORDS: Final = SUMMARY_DTYPE.itemsize // 8
 _CACHED_KEYS: Final = 65_536
 """Prefixes of series kept: at some 300 B each 20 MB. A gateway sends the same series again and again."""
 _CACHED_TABLES: Final = 256
-"""Tables of series whose keys are kept together."""
+"""Tables of series whose keys are kept together, each of at most `_CACHED_TABLE` series: some 40 MB."""
+_CACHED_TABLE: Final = 1_000
 _AT_ONCE: Final = 700
 """Summaries woven at once: their pieces then stay in a core's cache. 4,096 at once cost a fifth more."""
 
@@ -98,14 +99,16 @@ def encode(frame: Frame, ingested_ns: int) -> Lines:
 
 def _weave(pieces: Sequence[Piece], rows: int) -> bytes:
     """Row i of every piece after one another, for all rows. A piece is a column, or the same for each row."""
-    line: list[bytes] = [b""]
+    line: list[bytes] = []
     columns: dict[int, list[bytes]] = {}
     for piece in pieces:
-        if isinstance(piece, bytes):
+        if isinstance(piece, list):
+            columns[len(line)] = piece
+            line.append(b"")
+        elif line and len(line) - 1 not in columns:
             line[-1] += piece
         else:
-            columns[len(line)] = piece
-            line += [b"", b""]
+            line.append(piece)
     woven = line * rows
     for at, column in columns.items():
         woven[at :: len(line)] = column
@@ -149,7 +152,8 @@ def _keys(gateway: str, same: _Same, suffix: str) -> list[bytes]:
 
 def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix: str = "") -> list[bytes]:
     """For each row the key of its series, and the space before its fields."""
-    return list(map(_keys(gateway, _Same(table), suffix).__getitem__, series.tolist()))
+    keys_of = _keys if len(table) <= _CACHED_TABLE else _keys.__wrapped__
+    return list(map(keys_of(gateway, _Same(table), suffix).__getitem__, series.tolist()))
 
 
 def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:

@@ -138,8 +138,13 @@ def _log_as_json() -> None:
 def _check(config: EdgeConfig, listen_s: float) -> int:
     from edge.check import check
 
-    logging.getLogger("devices").setLevel(logging.CRITICAL)  # the report says it, once
-    report = asyncio.run(check(config, listen_s))
+    quiet = logging.getLogger("devices")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)  # the report says it, once
+    try:
+        report = asyncio.run(check(config, listen_s))
+    finally:
+        quiet.setLevel(level)
     print("\n".join(report.lines))
     return 0 if not report.problems else 1
 

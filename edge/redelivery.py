@@ -29,6 +29,8 @@ from xxhash import xxh3_64_intdigest
 from devices.drivers import Marks
 
 _TOPICS_CACHED = 8192
+_TOPIC_CACHED_CHARACTERS = 256
+"""A topic may have 65,535 bytes: longer ones are digested each time, so that the cache stays below 4 MB."""
 _ENTRY = np.dtype([("packet_id", "<u2"), ("digest", "<u8")])
 
 
@@ -38,12 +40,15 @@ def digests(topics: list[str], payloads: list[bytes]) -> list[int]:
     It tells different messages apart; it does not resist one who makes collisions, who would only lose
     messages of their own.
     """
-    return [xxh3_64_intdigest(payload, _seed(topic)) for topic, payload in zip(topics, payloads, strict=True)]
+    seed = _known_seed if max(map(len, topics), default=0) <= _TOPIC_CACHED_CHARACTERS else _seed
+    return [xxh3_64_intdigest(payload, seed(topic)) for topic, payload in zip(topics, payloads, strict=True)]
 
 
-@lru_cache(_TOPICS_CACHED)
 def _seed(topic: str) -> int:
     return xxh3_64_intdigest(topic.encode("utf-8", "surrogatepass"))
+
+
+_known_seed = lru_cache(_TOPICS_CACHED)(_seed)
 
 
 class Unconfirmed:

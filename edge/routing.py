@@ -30,6 +30,8 @@ Account: TypeAlias = "int | str"
 
 NAMELESS_CHANNEL: Final = "value"
 """The channel of a single value that neither topic nor codec names."""
+_ROOM_CHARACTERS: Final = 128
+"""A route takes some 500 bytes; a longer name takes the room of several, since a topic may have 65,535 bytes."""
 
 
 class Refusal(NamedTuple):
@@ -58,7 +60,7 @@ class Router:
         self._kept = 0
         self._devices: dict[tuple[str, str], Routes] = {}
         self._known: set[str] = set()
-        self._refusals: dict[Refusal, int] = {}
+        self._detours: dict[Refusal | Word, int] = {}
         self.detours: list[Refusal | Word] = []
         self.topics = _TopicRoutes(self)
         """topic -> `Routes` of its device"""
@@ -89,7 +91,7 @@ class Router:
         found = self._devices.get((device, prefix))
         if found is None:
             found = Routes(self, device, prefix)
-            if self.keep():
+            if self.keep(device + prefix):
                 self._devices[device, prefix] = found
         return found
 
@@ -101,11 +103,12 @@ class Router:
         device, channel = origin
         return self.routes(device or self._source, channel)
 
-    def keep(self) -> bool:
-        """Whether there is room for one more route; if so, it is taken."""
-        if self._kept >= self._max_routes:
+    def keep(self, name: str) -> bool:
+        """Whether there is room for one more route under this name; if so, it is taken."""
+        room = 1 + len(name) // _ROOM_CHARACTERS
+        if self._kept + room > self._max_routes:
             return False
-        self._kept += 1
+        self._kept += room
         return True
 
     def find(self, device: str, channel: str) -> int:
@@ -130,17 +133,18 @@ class Router:
         if bits:
             if plain >= 0:
                 bits.append((plain, -1))
-            self.detours.append(Word(tuple(bits)))
-            return -len(self.detours)
+            return self._detour(Word(tuple(bits)))
         return plain if plain >= 0 else self.refuse(device, refused)
 
     def refuse(self, device: str, reason: str) -> int:
         """The route of what is rejected."""
-        refusal = Refusal(self.account(device), reason)
-        route = self._refusals.get(refusal)
+        return self._detour(Refusal(self.account(device), reason))
+
+    def _detour(self, detour: Refusal | Word) -> int:
+        route = self._detours.get(detour)
         if route is None:
-            self.detours.append(refusal)
-            route = self._refusals[refusal] = -len(self.detours)
+            self.detours.append(detour)
+            route = self._detours[detour] = -len(self.detours)
         return route
 
     def _take(self, index: int, spec: SeriesSpec, scale: float, offset: float) -> None:
@@ -177,7 +181,7 @@ class Routes(dict[str, int]):
             return self._router.refuse("", "unknown_channel")
         channel = f"{self._prefix}.{key}" if self._prefix and key else self._prefix or key or NAMELESS_CHANNEL
         route = self._router.find(self._device, channel)
-        if self._router.keep():
+        if self._router.keep(key):
             self[key] = route
         return route
 
@@ -193,7 +197,7 @@ class _TopicRoutes(dict[str, Routes]):
 
     def __missing__(self, topic: str) -> Routes:
         routes = self._router.of_topic(topic)
-        if self._router.keep():
+        if self._router.keep(topic):
             self[topic] = routes
         return routes
 
@@ -209,6 +213,6 @@ class _Singles(dict[str, int]):
 
     def __missing__(self, topic: str) -> int:
         route = self._router.topics[topic][""]
-        if self._router.keep():
+        if self._router.keep(topic):
             self[topic] = route
         return route

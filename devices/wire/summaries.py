@@ -163,8 +163,6 @@ def _unpack_values(message: pb.Summaries, rows: Rows, count: Int64s, groups: Gro
     many, levels = _which(count, kinds, groups)
     exponents = unpack_exponents(message.last.exponent, groups, "last.exponent")
     last_i, last = unpack_split(message.last, exponents, groups, "last")
-    values = np.empty((4, groups.n))
-    low, high, first, mean = values
 
     exact, n = _with_exponent(many, exponents, groups)
     ints = np.empty((3, groups.n), dtype=np.int64)
@@ -173,6 +171,7 @@ def _unpack_values(message: pb.Summaries, rows: Rows, count: Int64s, groups: Gro
     low_i[exact] -= unpack_ints(message.below, n, "below")
     high_i[exact] += unpack_ints(message.above, n, "above")
     first_i[exact] = low_i[exact] + unpack_ints(message.first, n, "first")
+    values = np.empty((4, groups.n))  # min, max, first, mean
     values[:3] = from_decimals(ints, exponents, groups)
     _put_floats(values[:3], many, exact, message.extreme_float, "extreme_float")
 
@@ -180,7 +179,7 @@ def _unpack_values(message: pb.Summaries, rows: Rows, count: Int64s, groups: Gro
     exact, n = _with_exponent(levels, mean_exponents, groups)
     middle = _middle(low_i, high_i, mean_exponents, exponents, groups)
     middle[exact] += unpack_ints(message.mean, n, "mean")
-    mean[:] = from_decimals(middle, mean_exponents, groups)
+    values[3] = from_decimals(middle, mean_exponents, groups)
     _put_floats(values[3:], levels, exact, message.mean_float, "mean_float")
 
     stddev_exponents = _unpack_finer(message.stddev_exponent, exponents, groups, "stddev_exponent")

@@ -33,7 +33,7 @@ from devices.wire.limits import FrameLimits
 _KINDS = {int(kind): kind for kind in Kind}
 
 
-class WireSeries(msgspec.Struct, frozen=True, gc=False):
+class WireSeries(msgspec.Struct, frozen=True, gc=False):  # remembered by the 100,000, and never part of a cycle
     """What a frame says of one series; with its gateway, all that a point in InfluxDB needs."""
 
     device: str
@@ -61,12 +61,13 @@ class Table:
 def pack_table(series: Sequence[WireSeries]) -> tuple[pb.Table, Table]:
     """The message, and the columns by which the body's rows are then grouped."""
     devices: dict[str, int] = {}
-    shapes: dict[tuple[str, str, str, Kind, tuple[tuple[str, float], ...]], int] = {}
+    shapes: dict[tuple[str, str, str, int, tuple[tuple[str, float], ...]], int] = {}
     device, shape = [], []
     for one in series:
         pairs = tuple(one.texts.items()) if one.texts else ()
         device.append(devices.setdefault(one.device, len(devices)))
-        shape.append(shapes.setdefault((one.channel, one.quantity, one.unit, one.kind, pairs), len(shapes)))
+        key = one.channel, one.quantity, one.unit, int(one.kind), pairs  # an enum's hash is slow
+        shape.append(shapes.setdefault(key, len(shapes)))
     kinds = np.array([kind for _, _, _, kind, _ in shapes], dtype=np.int64)
     texts = [pair for *_, pairs in shapes for pair in pairs]
     series_shape = np.array(shape, dtype=np.int64)

@@ -203,6 +203,7 @@ class LoadThread:
         """Send no more, and wait until what was sent is acknowledged, or a bounded time is over."""
         self._stop.set()
         self._thread.join()
+        self.load.recorder.flush()
 
     def _run(self) -> None:
         try:

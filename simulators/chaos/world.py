@@ -312,7 +312,7 @@ class World:
         self.processes[fault.part].start()
         self.down.discard(fault.part)
         if fault.part == "edge":
-            self.away[-1].ended_ns = time.time_ns()
+            self._is_back("kill")
 
     def _suspend(self, fault: Fault) -> str:
         self.processes[fault.part].suspend()
@@ -323,7 +323,7 @@ class World:
     def _resume(self, fault: Fault) -> None:
         self.processes[fault.part].resume()
         if fault.part == "edge":
-            self.away[-1].ended_ns = time.time_ns()
+            self._is_back("stop")
 
     def _pull(self, fault: Fault) -> str:
         self._on_load(self.load.unplug)
@@ -332,7 +332,10 @@ class World:
 
     def _plug(self) -> None:
         self._on_load(self.load.plug)
-        next(away for away in reversed(self.away) if away.cause == "cable").ended_ns = time.time_ns()
+        self._is_back("cable")
+
+    def _is_back(self, cause: str) -> None:
+        next(away for away in reversed(self.away) if away.cause == cause).ended_ns = time.time_ns()
 
     def _on_load(self, what: Callable[[], None]) -> None:
         done = threading.Event()

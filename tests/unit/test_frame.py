@@ -31,6 +31,7 @@ from devices.wire.frame import (
     decode,
     encode,
 )
+from devices.wire.table import KnownTables, pack_table
 
 LIMITS = FrameLimits()
 HEADER = Header("gw-1", 0xFEDCBA9876543210, 7, Lane.RAW, 1_700_000_000_123_456_789)
@@ -499,3 +500,33 @@ def test_a_zip_bomb_takes_no_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- tables that came before
+
+
+def test_a_table_that_comes_again_is_the_same_list() -> None:
+    frames = [Frame(HEADER, TABLE, summaries(summary(0, T0 + k), summary(2, T0))) for k in range(2)]
+    first, second = (decode(encode(frame), LIMITS) for frame in frames)
+    assert first.series is second.series
+    assert list(first.series) == TABLE
+
+
+def test_a_table_that_was_accepted_is_still_held_against_narrower_limits() -> None:
+    payload = encode(Frame(HEADER, TABLE, summaries(summary(0, T0))))
+    decode(payload, LIMITS)
+    with pytest.raises(FrameError) as caught:
+        decode(payload, FrameLimits(series=len(TABLE) - 1))
+    assert caught.value.reason == "oversize"
+
+
+def test_tables_that_nobody_sends_any_more_are_forgotten() -> None:
+    def message(n: int) -> pb.Table:
+        return pack_table([WireSeries(f"device-{n}", "c", "q", "")])[0]
+
+    known = KnownTables(most_bytes=1_000)
+    kept, left = known.unpack(message(-1), LIMITS), known.unpack(message(-2), LIMITS)
+    for n in range(100):
+        assert known.unpack(message(n), LIMITS)[0][0].device == f"device-{n}"
+        assert known.unpack(message(-1), LIMITS) is kept
+    assert known.unpack(message(-2), LIMITS) is not left

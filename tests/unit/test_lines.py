@@ -272,3 +272,27 @@ def test_a_frame_without_rows_has_no_lines(body: BodyKind) -> None:
     lines = lines_of(body)
     assert lines.body == b""
     assert len(lines) == 0
+
+
+def test_frames_of_several_gateways_with_one_table_keep_their_own_keys() -> None:
+    body = summaries({"mean": 1.5, "count": 2, "time_ns": T})
+    for gateway in ("g1", "g2", "g1"):
+        lines = encode(Frame(Header(gateway, 7, 1, Lane.LIVE, T), TABLE, body), T)
+        assert lines.body.startswith(b"temperature,channel=motor,device=pump1,gateway=%b,unit=" % gateway.encode())
+
+
+@pytest.mark.parametrize("series", [3, 1_200])
+def test_many_rows_are_written_like_few(series: int) -> None:
+    table = [WireSeries(f"pump{n}", "motor", "temperature", "°C") for n in range(series)]
+    rows = [
+        {"series": n * 7 % series, "time_ns": T + n, "mean": n / 8, "last": n / 4 if n % 3 else np.nan, "count": n + 1}
+        for n in range(2_000)
+    ]
+    body = summaries(*rows)
+    lines = lines_of(body, table)
+    points = {point.time_ns - T: (n, point) for n, point in zip(lines.series, points_of(lines), strict=True)}
+    assert len(points) == len(rows)
+    for n, row in enumerate(body.rows):
+        place, point = points[n]
+        assert (place, parse_key(point.key)[1]["device"]) == (row["series"], f"pump{row['series']}")
+        assert (point.fields, point.time_ns) == naive_summary(row)

@@ -461,6 +461,7 @@ def test_frames_dropped_after_they_were_published_are_counted_once(tell: Callabl
             await until(lambda: gateway.feed.acknowledged > before)  # noqa: B023
             gateway.balance()
         dropped = gateway.totals()["dropped"]
+        gateway.link.silent = False
         for correlation in late:
             gateway.link.receipt(correlation, Receipt())
             gateway.balance()
