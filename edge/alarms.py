@@ -57,6 +57,8 @@ class Alarms:
         self._open: dict[tuple[int, str], OpenAlarm] = {}
         self._last_ns: dict[tuple[int, str], int] = {}
         self._known_ns: dict[int, int] = {}
+        self._stale = False
+        """Series have come or changed: who is expected is found anew at the next tick, once for all of them."""
         self._devices: dict[str, list[int]] = {}
         self._expected: Int64s = np.empty(0, np.int64)
         self._every_ns: Int64s = np.empty(0, np.int64)
@@ -64,7 +66,7 @@ class Alarms:
     def add_series(self, index: int, spec: SeriesSpec, now_ns: int = 0) -> list[Alarm]:
         """Add a series, or change one; -> the closings of its alarms whose detector no longer runs."""
         self._specs[index] = spec
-        self._find_expected()
+        self._stale = True
         closed = []
         for series, detector in [key for key in self._open if key[0] == index]:
             runs = spec.expect_every_ns > 0 if detector in (SILENT, DEVICE_SILENT) else detector in spec.filters
@@ -74,6 +76,7 @@ class Alarms:
         return closed
 
     def _find_expected(self) -> None:
+        self._stale = False
         expected = [index for index in sorted(self._specs) if self._specs[index].expect_every_ns > 0]
         self._devices = {}
         for index in expected:
@@ -103,6 +106,8 @@ class Alarms:
     def tick(self, now_ns: int, last_seen: Int64s) -> list[Alarm]:
         """The openings and closings of silence. last_seen int64[series]: when each last got a sample, by the clock of
         now_ns; 0: never, then silence counts from the first tick that knew the series."""
+        if self._stale:
+            self._find_expected()
         if not len(self._expected):
             return []
         seen = np.zeros(len(self._expected), np.int64)

@@ -100,6 +100,7 @@ async def _serve(config: EdgeConfig, recovered: Recovered, history: _History, ex
         clock=clock,
         committed=store.committed(),
         snapshot_block=recovered.snapshot_block,
+        changed=recovered.changed,
         commit_delay_s=config.store.commit_delay.s,
         when_full=config.store.when_full,
         keep=Keep(config.journal.max_size, config.journal.keep.ns),

@@ -94,6 +94,7 @@ class Pump:
         clock: Clock,
         committed: Committed,
         snapshot_block: int,
+        changed: dict[int, SeriesSpec],
         commit_delay_s: float,
         when_full: str,
         keep: Keep,
@@ -127,7 +128,7 @@ class Pump:
         self._snapshot_due_s = 0.0
         self._snapshot_block = snapshot_block
         self._samples_since_snapshot = SNAPSHOT_SAMPLES  # one soon after a start: the replay must not grow
-        self._changed: dict[int, SeriesSpec] = {}
+        self._changed = changed
         """Settings that count by now, and that only the journal has: they go with the next snapshot."""
 
         self.reporter: Reporter

@@ -39,6 +39,8 @@ class Recovered(NamedTuple):
     operators: Operators
     snapshot_block: int
     """The block that the last whole snapshot covers."""
+    changed: dict[int, SeriesSpec]
+    """Settings that count by now, and that only the journal has."""
     outbox: list[OutboxRow]
     unconfirmed: dict[str, bytes]
 
@@ -58,6 +60,9 @@ def recover(path: Path, max_size_bytes: int, history: History) -> Recovered:
 def _recover(store: Store, history: History) -> Recovered:
     started_s = time.monotonic()
     outbox, specs = store.outbox(), store.series()
+    for row in outbox:
+        if any(row.custody.series >= len(specs)):
+            raise StoreCorrupt(f"frame {row.seq} answers for series that are not in the table")
     after_block = 0
     try:
         after_block, state = store.read_snapshot()
@@ -78,7 +83,8 @@ def _recover(store: Store, history: History) -> Recovered:
         len(operators.specs),
         len(outbox),
     )
-    return Recovered(store, operators, after_block, outbox, store.unconfirmed())
+    changed = {index: now for index, (now, was) in enumerate(zip(operators.specs, specs, strict=True)) if now != was}
+    return Recovered(store, operators, after_block, changed, outbox, store.unconfirmed())
 
 
 def _known(specs: list[SeriesSpec], count: int, history: History) -> Operators:

@@ -106,6 +106,7 @@ def chaos(
     only: Annotated[
         str, typer.Option(help=f"Only these kinds of fault, joined by commas: {', '.join(k.name for k in KINDS)}.")
     ] = "",
+    without: Annotated[str, typer.Option(help="None of these kinds of fault.")] = "",
     folder: Annotated[
         Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
     ] = None,
@@ -114,23 +115,19 @@ def chaos(
 
     Example: forebay-sim chaos 100 --seed 7 --report chaos.json
     """
-    kinds = [kind for kind in only.split(",") if kind]
-    unknown = set(kinds) - {kind.name for kind in KINDS}
-    if unknown:
-        _fail(f"there is no kind of fault {', '.join(sorted(unknown))}")
+    selected, excluded = _kinds(only), _kinds(without)
     versions: dict[str, InfluxVersion] = {"1.8": "1.8", "2.7": "2.7"}
     if influxdb not in versions:
         _fail(f"InfluxDB {influxdb} cannot be started: choose 1.8 or 2.7")
-    run = Chaos(
-        _new_folder(folder, "chaos"), faults, seed, versions[influxdb], kinds, typer.echo, _stopped_by_signals()
-    )
+    place, stop = _new_folder(folder, "chaos"), _stopped_by_signals()
+    run = Chaos(place, faults, seed, versions[influxdb], selected, excluded, typer.echo, stop)
     account = _or_say_why(run.run)
     if not account.holds:
         typer.echo("\nwhat happened, by the seconds of the run:", err=True)
         typer.echo("\n".join([*run.log, *map(repr, account.troubled)]), err=True)
     for sentence in sentences(account):
         typer.echo(sentence)
-    typer.echo(f"logs and records are in {run.folder}")
+    typer.echo(f"logs and records are in {place}")
     _write(account, report)
     if not account.holds:
         raise typer.Exit(1)
@@ -157,6 +154,15 @@ def score_command(
     account.sink = sink
     typer.echo(msgspec.json.format(msgspec.json.encode(account)).decode())
     _finish(account, report)
+
+
+def _kinds(words: str) -> list[str]:
+    """Names of kinds of fault, joined by commas."""
+    kinds = [kind for kind in words.split(",") if kind]
+    unknown = set(kinds) - {kind.name for kind in KINDS}
+    if unknown:
+        _fail(f"there is no kind of fault {', '.join(sorted(unknown))}")
+    return kinds
 
 
 def _new_folder(folder: Path | None, name: str) -> Path:

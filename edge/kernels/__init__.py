@@ -81,11 +81,19 @@ def cache_folders() -> list[Path]:
 extension_name = f"forebay_kernels_{digest}"
 
 
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder; none where it is not there, or is not for this user."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 def _load_extension() -> Any:
     """The extension that was compiled ahead of time from exactly these sources, or None."""
     name = extension_name
     for folder in (HERE, *cache_folders()):
-        for path in sorted(folder.glob(f"{name}*.so")):
+        for path in _listed(folder, f"{name}*.so"):
             spec = importlib.util.spec_from_file_location(name, path)
             if spec is None or spec.loader is None:
                 continue

@@ -52,6 +52,8 @@ class ChaosReport(msgspec.Struct):
     """By the edge."""
     stored: int
     lost: int
+    waiting: int
+    """Of what is not in the sink so many are still at the edge: none, once it is at rest."""
     doubled: int
     altered: int
     """In stretches whose number is right while mean, min or max are not; and wrong changes of a state."""
@@ -91,7 +93,8 @@ class Account(msgspec.Struct):
     produced: int = 0
     acknowledged: int = 0
     stored: int = 0
-    lost: int = 0
+    missing: int = 0
+    """Lost, or on their way."""
     doubled: int = 0
     altered: int = 0
     serial_exposed: int = 0
@@ -113,7 +116,7 @@ def account(
         total.produced += len(record.time_ns)
         total.acknowledged += int(asked.taken.sum())
         total.stored += one.stored
-        total.lost += one.lost
+        total.missing += one.lost
         total.doubled += one.doubled
         total.altered += one.altered
         total.undelivered += undelivered

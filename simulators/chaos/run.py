@@ -46,6 +46,9 @@ class Chaos:
     seed: int
     version: InfluxVersion
     only: Sequence[str]
+    """Of these kinds of fault alone; of all when empty."""
+    without: Sequence[str]
+    """And of none of these."""
     say: Callable[[str], None]
     stop: threading.Event
     log: list[str] = field(default_factory=list)
@@ -56,7 +59,8 @@ class Chaos:
         """Raises ForebayError where a part is missing."""
         self._started_s = time.monotonic()
         missing = {"fill": not may_mount(), "move": not find_faketime()}
-        faults = draw(self.count, self.seed, [kind for kind, is_missing in missing.items() if is_missing], self.only)
+        without = {*self.without, *(kind for kind, is_missing in missing.items() if is_missing)}
+        faults = draw(self.count, self.seed, without=without, only=self.only)
         with contextlib.ExitStack() as stack:
             loop = stack.enter_context(LoopThread())
             world = World(self.folder, self.version, self.seed, loop, stack)
@@ -166,6 +170,7 @@ class Chaos:
         ledger = status.get("ledger", {})
         records = RecordReader(self.folder / "record").by_series()
         found = account(records, world.acknowledged, world.away, world.stored)
+        waiting = min(found.missing, ledger.get("waiting", 0))
         kinds = collections.Counter(fault.name for fault in begun)
         return ChaosReport(
             faults=len(begun),
@@ -174,7 +179,8 @@ class Chaos:
             produced=found.produced,
             acknowledged=found.acknowledged,
             stored=found.stored,
-            lost=found.lost,
+            lost=found.missing - waiting,
+            waiting=waiting,
             doubled=found.doubled,
             altered=found.altered,
             late=ledger.get("late", 0),

@@ -1,4 +1,4 @@
-"""The real path under `kill -9`: every part is killed in turn while devices send, and the account is made at the end."""
+"""The real path under `kill -9`: each part is killed in turn while devices send; the account is made at the end."""
 
 from __future__ import annotations
 

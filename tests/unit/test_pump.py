@@ -159,6 +159,7 @@ class Gateway:
             clock=clock,
             committed=store.committed(),
             snapshot_block=self.recovered.snapshot_block,
+            changed=self.recovered.changed,
             commit_delay_s=0.005,
             when_full=when_full,
             keep=keep,
@@ -534,14 +535,17 @@ def test_lane_of_frames_after_a_restart_is_the_one_they_had(tell: Callable[..., 
             await until(lambda: gateway.feed.acknowledged == second + 1)  # noqa: B023
             if second == 3:
                 gateway.connect()
-        await until(lambda: gateway.uplink.outbox.has_published())
-        published = {flight.row.seq for flight in gateway.uplink.outbox.due(float("inf"))}
-        assert published
+        outbox, store = gateway.uplink.outbox, gateway.recovered.store
 
-        rows = {row.seq: row.lane for row in gateway.recovered.store.outbox()}
-        limits = gateway.recovered.store.send_limits()
-        for seq in published:
-            assert seq <= limits[rows[seq]]
-        assert {Lane.BACKFILL, Lane.LIVE} <= set(rows.values())
+        def published() -> dict[int, Lane]:
+            return {flight.row.seq: flight.row.lane for flight in outbox.due(float("inf"))}
+
+        await until(lambda: {Lane.BACKFILL, Lane.LIVE} <= set(published().values()))
+        rows = await gateway.store._call(store.outbox)
+        limits = await gateway.store._call(store.send_limits)
+        lanes = {row.seq: row.lane for row in rows}
+        for seq, lane in published().items():
+            assert lanes[seq] == lane
+            assert seq <= limits[lane]
 
     tell(story, crash=True)

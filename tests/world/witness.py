@@ -1,0 +1,241 @@
+"""Sees every commit as it becomes durable, every frame and receipt that is sent, and holds them to the promises.
+
+Its own state is the simplest that can tell: the outbox as rows and limits, the operators as a *shadow* that is
+fed each block of the journal from the first on, and never crashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cloud.lines import encode as lines_of
+from cloud.validate import admit
+from devices.errors import FrameError
+from devices.model import DROP_POLICIES, Lane, SeriesSpec
+from devices.wire import topics
+from devices.wire.frame import FrameLimits, decode
+from devices.wire.receipt import decode_receipt
+from edge import journal
+from edge.custody import Commit, OutboxRow
+from edge.identity import ACCEPTED, BEHIND_JOURNAL
+from edge.operators import Operators
+from tests.world.broker import Message
+from tests.world.database import Database
+from tests.world.sensors import GARBAGE, ON_ARRIVAL, Record
+
+UNCONFIRMED = DROP_POLICIES.index("unconfirmed")
+DAY_NS = 86_400 * 10**9
+
+
+class Taken(NamedTuple):
+    """A sample in custody: of one accepted for the windows, or raw."""
+
+    time_ns: int
+    value: float
+
+
+class Witness:
+    """Of one gateway; `new_store` when its disk was replaced."""
+
+    def __init__(self, record: Record, database: Database, fail: Callable[[str], None]) -> None:
+        self.accepted: dict[str, dict[int, float]] = {}
+        """Topic of the series -> time -> value."""
+        self.behind: dict[str, dict[int, float]] = {}
+        """The same, of what came behind the journal's end."""
+        self.lost_with_the_disk: dict[str, set[int]] = {}
+        """Times of what a disk took along: it may be in the database, or not."""
+        self.twice: set[tuple[str, float]] = set()
+        """(topic, value) on arrival, of what the sensors' broker may have sent twice without a mark."""
+        self.disks = 0
+        self.commits = self.frames = self.receipts = 0
+        self._record = record
+        self._database = database
+        self._fail = fail
+        self._seen: set[tuple[str, float]] = set()
+        """(topic, time or value) of all samples that were committed, whatever their verdict."""
+        self._published: dict[bytes, tuple[str, bytes]] = {}
+        self._receipted: set[bytes] = set()
+        self.new_store()
+
+    def new_store(self) -> None:
+        self.disks += 1
+        self.shadow = Operators(_no_history)
+        self._rows: dict[int, OutboxRow] = {}
+        self._lanes: dict[int, Lane] = {}
+        self._limits: dict[Lane, int] = {}
+        self._max_seq = 0
+        self._epoch = 0
+        self._block = self._snapshot = 0
+
+    # -- the store -----------------------------------------------------------------------------------
+
+    def opened(self, epoch: int, operators: Operators, rows: list[OutboxRow], limits: dict[Lane, int]) -> None:
+        """After a start: what was recovered is what was committed, bit for bit."""
+        if self._epoch and epoch != self._epoch:
+            self._fail("the store's epoch has changed")
+        self._epoch = epoch
+        if {row.seq for row in rows} != self._rows.keys():
+            self._fail(f"the outbox holds {[row.seq for row in rows]}, and should hold {sorted(self._rows)}")
+        if any(row.lane != self._lanes[row.seq] for row in rows) or limits != self._limits:
+            self._fail(f"lanes or limits are others than was committed: {limits}, {self._limits}")
+        self.compare(operators, "recovered")
+
+    def compare(self, operators: Operators, what: str) -> None:
+        """Whether these operators are those of a run that never crashed."""
+        mine, theirs = self.shadow.snapshot(), operators.snapshot()
+        for name, array in mine.items():
+            if repr(array.tolist()) != repr(theirs[name].tolist()):
+                self._fail(f"the {what} operators differ in {name} from those of a run without crashes")
+        if not np.array_equal(self.shadow.open_samples(), operators.open_samples()):
+            self._fail(f"the {what} operators hold other samples open than those of a run without crashes")
+
+    def committed(self, commit: Commit, used_bytes: int, limit_bytes: int) -> None:
+        """A transaction is durable."""
+        self.commits += 1
+        if used_bytes > limit_bytes:
+            self._fail(f"the store uses {used_bytes} of {limit_bytes} bytes")
+        if commit.trim_journal_to > self._snapshot:
+            self._fail(f"the journal is trimmed to block {commit.trim_journal_to}, past snapshot {self._snapshot}")
+        block = journal.decode(commit.block) if commit.block else None
+        self._removed(commit, block)
+        if commit.to_backfill_above is not None:
+            for seq, lane in self._lanes.items():
+                if lane == Lane.LIVE and seq > commit.to_backfill_above:
+                    self._lanes[seq] = Lane.BACKFILL
+        for row, _ in commit.frames:
+            self.frames += 1
+            if row.seq <= self._max_seq:
+                self._fail(f"the outbox gives seq {row.seq} after {self._max_seq}")
+            self._max_seq = row.seq
+            self._rows[row.seq], self._lanes[row.seq] = row, row.lane
+        for lane, limit in commit.send_limits.items():
+            if limit < self._limits.get(lane, 0):
+                self._fail(f"the send limit of {lane.name} falls from {self._limits[lane]} to {limit}")
+            self._limits[lane] = limit
+        if block is not None:
+            self._block += 1
+            self._replay(block, commit.new_series)
+
+    def _removed(self, commit: Commit, block: journal.Block | None) -> None:
+        unconfirmed = {s for s, policy, _ in (block.deltas.dropped if block else []) if policy == UNCONFIRMED}
+        for seq in commit.removed:
+            row = self._rows.pop(seq, None)
+            if row is None:
+                self._fail(f"frame {seq} is removed, and was not there")
+                continue
+            lane = self._lanes.pop(seq)
+            was_published = seq <= self._limits.get(lane, 0)
+            if was_published and self._correlation(row) not in self._receipted:
+                custody = set(row.custody.series.tolist())
+                if not custody or not custody <= unconfirmed:
+                    self._fail(f"frame {seq} ({row.leaf}) is removed without a receipt, and may have been published")
+
+    def _correlation(self, row: OutboxRow) -> bytes:
+        return self._epoch.to_bytes(8, "big") + row.seq.to_bytes(8, "big") + row.digest
+
+    def _replay(self, block: journal.Block, new_series: list[tuple[int, SeriesSpec]]) -> None:
+        shadow = self.shadow
+        for index, spec in new_series:
+            shadow.set_series(index, spec)
+        batch = block.batch
+        for series, time_ns, value, verdict in zip(
+            batch.series.tolist(), batch.time_ns.tolist(), batch.value.tolist(), block.verdict.tolist(), strict=True
+        ):
+            self._sample(shadow.specs[series], time_ns, value, verdict)
+        shadow.replay(block)
+
+    def _sample(self, spec: SeriesSpec, time_ns: int, value: float, verdict: int) -> None:
+        topic = f"plant/{spec.device}/{spec.channel}"
+        on_arrival = spec.channel in ON_ARRIVAL
+        if on_arrival:
+            was_sent = (topic, value) in self._record.values
+            known: tuple[str, float] = (topic, value)
+        else:
+            was_sent = value in self._record.stamped.get((topic, time_ns), ())
+            known = (topic, time_ns)
+        if not was_sent:
+            self._fail(f"{topic} at {time_ns} is {value}, and was never sent so")
+        if verdict == ACCEPTED:
+            accepted = self.accepted.setdefault(topic, {})
+            if time_ns in accepted and time_ns not in self.lost_with_the_disk.get(topic, ()):
+                self._fail(f"{topic} at {time_ns} is accepted twice")
+            if on_arrival and known in self._seen and known not in self.twice:
+                self._fail(f"{topic} = {value} came once, and is accepted twice")
+            accepted[time_ns] = value
+        elif verdict == BEHIND_JOURNAL:
+            self.behind.setdefault(topic, {})[time_ns] = value
+        self._seen.add(known)
+
+    def snapshot_is_whole(self, after_block: int) -> None:
+        self._snapshot = after_block
+
+    def disk_is_lost(self) -> None:
+        """The store's file is replaced: what had no receipt is gone, and may be in the database or not."""
+        for topic, accepted in self.accepted.items():
+            self.lost_with_the_disk.setdefault(topic, set()).update(accepted)
+        for topic, behind in self.behind.items():
+            self.lost_with_the_disk.setdefault(topic, set()).update(behind)
+        self.new_store()
+
+    # -- the sources -----------------------------------------------------------------------------------
+
+    def acknowledged(self, messages: list[Message]) -> None:
+        """Forebay answers for these from now on."""
+        for message in messages:
+            if message.payload == GARBAGE:
+                continue
+            channel = message.topic.rpartition("/")[2]
+            if channel in ON_ARRIVAL:
+                known: tuple[str, float] = (message.topic, float(message.payload))
+            else:
+                known = (message.topic, int(message.payload.rpartition(b":")[2][:-1]))
+            if known not in self._seen:
+                self._fail(f"message {message.number} ({message.topic}) is acknowledged, and not committed")
+
+    def sent_again(self, messages: list[Message]) -> None:
+        """The sensors' broker came back as it was some time ago, with these."""
+        for message in messages:
+            if message.topic.rpartition("/")[2] in ON_ARRIVAL and message.payload != GARBAGE:
+                self.twice.add((message.topic, float(message.payload)))
+
+    # -- the uplink ----------------------------------------------------------------------------------
+
+    def published(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
+        """The edge publishes a frame."""
+        assert correlation is not None
+        told = topics.parse_correlation(correlation)
+        row = self._rows.get(told.seq)
+        if row is None or self._correlation(row) != correlation:
+            self._fail(f"frame {told.seq} is published, and the outbox has no such frame")
+            return
+        lane = self._lanes[told.seq]
+        if told.seq > self._limits.get(lane, 0):
+            self._fail(f"frame {told.seq} is published above the send limit of {lane.name}")
+        self._published[correlation] = topic, payload
+
+    def receipted(self, payload: bytes, correlation: bytes | None, now_ns: int) -> None:
+        """An ingester sends a receipt: all that it does not reject must be in the database."""
+        assert correlation is not None
+        self.receipts += 1
+        topic, frame_bytes = self._published[correlation]
+        receipt = decode_receipt(payload)
+        if receipt.refused:
+            self._fail(f"a frame under {topic} is refused: {receipt.refused}")
+        frame = decode(frame_bytes, FrameLimits())
+        admitted = admit(frame, topics.parse(topic)[0], now_ns=now_ns, max_ahead_ns=DAY_NS)
+        named = {(one.series, one.reason) for one in receipt.rejected}
+        lines = lines_of(admitted.frame, now_ns)
+        for line, series in zip(lines.body.split(b"\n"), lines.series.tolist(), strict=False):
+            if self._database.is_bad(line):
+                if (series, "sink") not in named:
+                    self._fail(f"a receipt does not name the rejected line {line.decode()!r}")
+            elif not self._database.holds(line):
+                self._fail(f"a receipt is sent, and the database does not hold {line.decode()!r}")
+        self._receipted.add(correlation)
+
+
+def _no_history(series: int, lo_ns: int, hi_ns: int) -> tuple[Any, Any]:
+    raise FrameError("a replay asks no history", "internal")
