@@ -4,7 +4,9 @@
 
 Series are made to look like machines: levels with inertia, sensor noise, the decimals of their data
 sheets, counters, stamps in milliseconds that jitter by a few. Times are the best of many runs, since
-a shared machine only ever adds to them. Figures of the JSON file:
+a shared machine only ever adds to them. The same frame is decoded again and again, so that its table of
+series is one that came before; what a new one costs is in docs/decisions/0004-columns.md. Figures of the
+JSON file:
 
     bytes_per_sample, encode_ns, decode_ns      a raw frame of 4,096 samples of 50 series, 1 Hz
     bytes_per_sample_arrival                    the same, stamped on arrival to the nanosecond

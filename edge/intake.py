@@ -149,9 +149,13 @@ class Source:
         work = _Work(self, delivery.arrived_ns)
         digest: list[int] = []
         payloads, topics, marks = delivery.payloads, delivery.topics, delivery.marks
-        if marks is not None and topics is not None:
-            digest = digests(topics, payloads)
-            fresh = self.unconfirmed.fresh(marks, digest)
+        if topics is not None:
+            fresh = None
+            if marks is not None:
+                digest = digests(topics, payloads)
+                fresh = self.unconfirmed.fresh(marks, digest)
+            if delivery.cut_short:
+                fresh = self._reject_cut_short(topics, payloads, fresh, delivery.cut_short, work)
             if fresh is not None:
                 payloads = [p for p, new in zip(payloads, fresh, strict=True) if new]
                 topics = [t for t, new in zip(topics, fresh, strict=True) if new]
@@ -173,6 +177,18 @@ class Source:
             *(self, series, time_ns, value, delivery.arrived_ns, size_bytes),
             *(work.rejects, work.dead_letters, delivery.settle, marks, digest),
         )
+
+    def _reject_cut_short(
+        self, topics: list[str], payloads: list[bytes], fresh: list[bool] | None, cut_short: dict[int, int], work: _Work
+    ) -> list[bool]:
+        """What was too long for the driver is rejected; the others, of those that are fresh, are to be decoded."""
+        left = fresh or [True] * len(payloads)
+        for place, size_bytes in cut_short.items():
+            if left[place]:
+                error = DecodeError(f"a message of {size_bytes} bytes, more than the source takes", "oversize")
+                work.undecoded(error, payloads[place], self.router.topics[topics[place]].device)
+                left[place] = False
+        return left
 
     def _decode_topics(self, topics: list[str], payloads: list[bytes], rows: Rows, work: _Work) -> list[int]:
         """The routes of the rows. The hot path of a busy broker: one value a message."""

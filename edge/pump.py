@@ -45,9 +45,12 @@ log = logging.getLogger("forebay.pump")
 SAMPLES_AHEAD = 4096
 """The pump runs ahead of the store by at most this; without the wait the store's thread never gets the GIL."""
 TURN_S = 0.01
-"""Turns are at least so far apart: a turn for each message would cost ten times what its samples do."""
+"""Turns are at least so far apart, since each costs as much as some hundred samples: at 1,000 messages/s 97 us of CPU
+a sample with this, 126 us with half of it, and an alarm no sooner in the sink."""
 COMMIT_GAP_S = 0.05
-"""Commits that cannot wait (alarms, receipts of a backlog) are at least so far apart: 20 a second spare the disk."""
+COMMIT_BURST = 10
+"""Commits that cannot wait (alarms, receipts of a backlog) are so far apart on average, which spares the disk, and
+follow at once while they are few."""
 SEAL_SHUT_S = 60.0
 """While the uplink is shut frames are made this often, not with each tick: few and large ones keep better."""
 SNAPSHOT_SAMPLES = 500_000
@@ -117,6 +120,8 @@ class Pump:
         self._commit_task: asyncio.Task[None] | None = None
         self._commit_soon = False
         self._last_commit_s = 0.0
+        self._commit_credit_s = 0.0
+        """Each commit moves it on by its share of time; how far it is ahead says how many there were lately."""
         self._last_turn_s = 0.0
         self._next_tick_s = 0.0
         self._sealed_s = 0.0
@@ -319,7 +324,7 @@ class Pump:
             return float("inf")
         frees_window = bool(pending.removed) and self._uplink.outbox.has_held()
         if self._commit_soon or frees_window or self._stop_by_s is not None:
-            return self._last_commit_s + min(COMMIT_GAP_S, self._commit_delay_s)
+            return min(self._commit_credit_s - COMMIT_BURST * COMMIT_GAP_S, self._last_commit_s + self._commit_delay_s)
         return self._last_commit_s + self._commit_delay_s
 
     async def _begin_commit(self, loop: asyncio.AbstractEventLoop, last: bool = False) -> None:
@@ -331,6 +336,7 @@ class Pump:
         self._committing = pending
         self._commit_soon = False
         self._last_commit_s = loop.time()
+        self._commit_credit_s = max(self._commit_credit_s, loop.time()) + COMMIT_GAP_S
         self._samples_since_snapshot += pending.samples
         try:
             await self._make_room(pending)

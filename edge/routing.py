@@ -31,7 +31,9 @@ Account: TypeAlias = "int | str"
 NAMELESS_CHANNEL: Final = "value"
 """The channel of a single value that neither topic nor codec names."""
 _ROOM_CHARACTERS: Final = 128
-"""A route takes some 500 bytes; a longer name takes the room of several, since a topic may have 65,535 bytes."""
+"""A route takes some 500 bytes; a longer name takes the room of several."""
+_KEPT_CHARACTERS: Final = 512
+"""A topic may have 65,535 bytes: longer names are never kept."""
 
 
 class Refusal(NamedTuple):
@@ -106,7 +108,7 @@ class Router:
     def keep(self, name: str) -> bool:
         """Whether there is room for one more route under this name; if so, it is taken."""
         room = 1 + len(name) // _ROOM_CHARACTERS
-        if self._kept + room > self._max_routes:
+        if len(name) > _KEPT_CHARACTERS or self._kept + room > self._max_routes:
             return False
         self._kept += room
         return True

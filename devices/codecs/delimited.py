@@ -19,7 +19,6 @@ from devices.codecs.timestamps import TimeFormat, parser
 from devices.errors import DecodeError
 from devices.model import Rows
 
-
 _MAX_DIGITS: Final = 30
 """A whole number as long as any time is read exactly; Python refuses to read one of thousands of digits."""
 

@@ -58,6 +58,8 @@ class Delivery:
     """Called after the commit; None where nobody waits for it."""
     marks: Marks | None = None
     """None where nothing is ever repeated under the same name."""
+    cut_short: dict[int, int] | None = None
+    """Place -> bytes of a message that was too long for the driver, of which `payloads` has only the beginning."""
     restart: bool = False
     """The stream was interrupted before these bytes: half a line that went before is void."""
 

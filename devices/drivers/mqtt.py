@@ -56,7 +56,7 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receive_maximum: int = 8192
     """Messages that the broker may send ahead of our acknowledgement (MQTT 5)."""
     max_message: Size = Size(1 << 20)
-    """A longer message ends the link."""
+    """A longer message is not taken: an MQTT 5 broker, which is told, drops it; with MQTT 3.1.1 it is `oversize`."""
     protocol: Literal["5", "3.1.1"] = "5"
     """MQTT version of the broker."""
 
@@ -145,7 +145,10 @@ class MqttDriver:
                 waiting = packet_ids if all(packet_ids) else [i for i in packet_ids if i]
                 settle = partial(self._session.acknowledge, waiting, inbound.connection)
                 marks = Marks(packet_ids, inbound.dups[part], inbound.connection, inbound.session_present)
-            self._deliver(Delivery(inbound.payloads[part], inbound.topics[part], arrived_ns, settle, marks))
+            cut_short = None
+            if inbound.cut_short:
+                cut_short = {k - start: n for k, n in inbound.cut_short.items() if start <= k < part.stop}
+            self._deliver(Delivery(inbound.payloads[part], inbound.topics[part], arrived_ns, settle, marks, cut_short))
 
     def _connected(self, session_present: bool) -> None:
         del session_present  # Each message tells; see Marks.

@@ -8,7 +8,9 @@ Source: MQTT 5.0 and 3.1.1 (OASIS), sections 1.5, 2.1, 2.2.2 and 3.3. Of the pro
 Data (9) is kept; a Topic Alias (35) is refused, since we announce that we take none.
 
 A packet may arrive in any pieces. What is held back is at most one packet of `max_packet_bytes`: a longer
-one is refused when its length is known, before its bytes are waited for.
+one is refused when its length is known, before its bytes are waited for. Not so a message from a broker of
+MQTT 3.1.1, which cannot be told our limit: refused, it would come again with the next connection, and with
+every one after that, and hold up all others. Its beginning is handed on, and the rest is passed over.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from devices.errors import LinkLost
 TOPICS_CACHED: Final = 4096
 TOPIC_CACHED_BYTES: Final = 256
 """Longer topics are decoded each time, so that the cache stays below 3 MB whatever arrives."""
+
+CUT_SHORT_BYTES: Final = 1024
+"""So much of the payload of a message that is too long is handed on: enough to see what came."""
 
 CONTROL_MAX_BYTES: Final = 16 * 1024
 """For every packet but PUBLISH: paho's parser of properties takes time quadratic in their number."""
@@ -57,6 +62,8 @@ class Inbound:
     """0 for QoS 0, which is not acknowledged."""
     dups: list[bool] = field(default_factory=list)
     correlations: list[bytes | None] = field(default_factory=list)
+    cut_short: dict[int, int] = field(default_factory=dict)
+    """Place -> bytes of a payload that is too long, and of which `payloads` has only the beginning."""
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -81,9 +88,15 @@ class PacketCutter:
         self._at = 0
         self._pending = bytearray()
         self._need_bytes = 0
+        self._skip_bytes = 0
+        """Of a message that is too long, and was handed on: what is still to come of it."""
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the stream, in any pieces; those fed before must have been cut."""
+        if self._skip_bytes:
+            skipped = min(self._skip_bytes, len(data))
+            self._skip_bytes -= skipped
+            data = data[skipped:]
         if self._pending:
             # Appended in place and looked at again only when the packet is whole: a peer that sends a
             # large packet byte by byte costs no more than one that sends it at once.
@@ -125,9 +138,16 @@ class PacketCutter:
                     if start == 0:
                         break
             end = start + remaining
-            if end - at > limit:
-                raise self._too_large(end - at)
             kind = first & 0xF6
+            if end - at > limit:
+                if version5 or (kind != 0x32 and kind != 0x30):
+                    raise self._too_large(end - at)
+                need_bytes = self._cut_short(inbound, at, start, end)
+                if need_bytes:
+                    self._hold(at, need_bytes)
+                    return None
+                at = min(end, size)
+                continue
             if kind != 0x32 and kind != 0x30:
                 if first & 0xF0 == 0x30:
                     raise _refused_quality(data[start:end], first)
@@ -164,12 +184,38 @@ class PacketCutter:
         self._hold(at)
         return None
 
-    def _hold(self, at: int) -> None:
+    def _cut_short(self, inbound: Inbound, at: int, start: int, end: int) -> int:
+        """Append the beginning of a message that is too long, or return how many of its bytes are needed for that."""
+        data, size = self._data, len(self._data)
+        if size < start + 2:
+            return start + 2 - at
+        body = start + 2 + (data[start] << 8 | data[start + 1]) + (2 if data[at] & 0x02 else 0)
+        if body > end:
+            raise malformed("a topic longer than its packet")
+        shown = min(body + CUT_SHORT_BYTES, end)
+        if size < shown:
+            return shown - at
+        packet_id = 0
+        if data[at] & 0x02:
+            packet_id = data[body - 2] << 8 | data[body - 1]
+            if not packet_id:
+                raise malformed("a message at QoS 1 with packet id 0")
+        name = data[start + 2 : body - 2 if packet_id else body]
+        inbound.topics.append(self._topics.get(name) or self._topic(name))
+        inbound.cut_short[len(inbound.payloads)] = end - body
+        inbound.payloads.append(data[body:shown])
+        inbound.packet_ids.append(packet_id)
+        inbound.dups.append(data[at] & 0x08 != 0)
+        inbound.correlations.append(None)
+        self._skip_bytes = max(end - size, 0)
+        return 0
+
+    def _hold(self, at: int, need_bytes: int = 0) -> None:
         """Keep the start of a packet that is not whole, and the number of bytes worth looking at again."""
         if at < len(self._data):
             self._pending = bytearray(self._data[at:])
             remaining, start = _long_length(self._data, at + 1)
-            self._need_bytes = start + remaining - at if start else len(self._pending) + 1
+            self._need_bytes = need_bytes or (start + remaining - at if start else len(self._pending) + 1)
         self._data, self._at = b"", 0
 
     def _topic(self, name: bytes) -> str:

@@ -118,10 +118,11 @@ class KnownTables:
         known = self._young.get(key)
         if known is None:
             known = self._old.get(key) or unpack_table(message, limits)
-            self._bytes += _UNPACKED * len(packed) + _SERIES_BYTES * len(known[0])
-            if self._bytes > self._most_bytes:
+            size_bytes = _UNPACKED * len(packed) + _SERIES_BYTES * len(known[0])
+            if self._bytes + size_bytes > self._most_bytes:
                 self._old, self._young, self._bytes = self._young, {}, 0
             self._young[key] = known
+            self._bytes += size_bytes
         return known
 
 

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from devices.wire.client import BulkClient
-from devices.wire.receive import Inbound, PacketCutter, PacketRefused
+from devices.wire.receive import CUT_SHORT_BYTES, Inbound, PacketCutter, PacketRefused
 from tests.fuzz.pieces import cuttings
 
-_LIMIT = 4096
-"""Bytes of a packet: so low that claims above it are found often."""
+_LIMIT = 200
+"""Bytes of a packet: so low that longer ones are found often."""
 _ACCEPTED = {True: b"\x20\x03\x00\x00\x00", False: b"\x20\x02\x00\x00"}
 """CONNACK, by whether it is MQTT 5."""
+_HELD_BYTES = 5 + 2 + 65_535 + 2 + CUT_SHORT_BYTES
+"""Of a message that is too long: what stands before its payload, and the payload's beginning."""
 
 Row = tuple[Any, ...]
 
@@ -35,7 +37,7 @@ def _cut(pieces: list[bytes], version5: bool) -> tuple[list[Row], list[tuple[int
             cutter.feed(piece)
             while (other := cutter.cut(inbound)) is not None:
                 others.append(other)
-            assert len(cutter._pending) <= _LIMIT, "more than one packet is held back"
+            assert len(cutter._pending) <= _HELD_BYTES, "more than one packet is held back"
     except PacketRefused as refused:
         return _rows(inbound), others, refused.code
     return _rows(inbound), others, 0
@@ -43,7 +45,11 @@ def _cut(pieces: list[bytes], version5: bool) -> tuple[list[Row], list[tuple[int
 
 def _rows(inbound: Inbound) -> list[Row]:
     columns = (inbound.topics, inbound.payloads, inbound.packet_ids, inbound.dups, inbound.correlations)
-    return list(zip(*columns, strict=True))
+    rows = list(zip(*columns, strict=True))
+    assert all(
+        len(inbound.payloads[place]) < size for place, size in inbound.cut_short.items() if size > CUT_SHORT_BYTES
+    )
+    return [(*row, inbound.cut_short.get(place)) for place, row in enumerate(rows)]
 
 
 def client(data: bytes) -> None:
@@ -116,7 +122,7 @@ def _receive(pieces: list[bytes], version5: bool) -> tuple[list[Row], list[str],
         made.loop_write()
     is_open = made.socket() is not None
     failure = made.failure.code if isinstance(made.failure, PacketRefused) else made.failure
-    return rows, events, (is_open, failure, made.connection, len(made._cutter._pending) <= _LIMIT)
+    return rows, events, (is_open, failure, made.connection)
 
 
 # ---------------------------------------------------------------- seeds
@@ -160,6 +166,8 @@ def stream_seeds() -> Iterator[bytes]:
         yield bytes([version + 33]) + b"\x30\xff\xff\xff\x7f"
         yield bytes([version + 34]) + b"\x30\x80\x80\x80\x80\x01"
         yield bytes([version + 35]) + _packet(0x32, _text(b"t") + b"\0\0" + b"x")
+        yield bytes([version + 37]) + _packet(0x32, _text(b"plant/a/b") + b"\0\x09" + bytes(300)) + whole
+        yield bytes([version + 38]) + _packet(0x30, _text(b"plant/a/b") + bytes(1500))[:700]
         yield bytes([version + 36]) + _packet(0x30, _text(b"\xff\xfe") + b"\0x") + whole
 
 

@@ -43,8 +43,8 @@ TARGETS = {
     "delimited": Target(device.delimited, device.delimited_seeds, 5200),
     "framing": Target(device.framing, device.stream_seeds, 256),
     "intake": Target(device.intake, device.intake_seeds),
-    "packets": Target(mqtt.packets, mqtt.stream_seeds, 4400),
-    "client": Target(mqtt.client, mqtt.client_seeds, 4400),
+    "packets": Target(mqtt.packets, mqtt.stream_seeds, 600),
+    "client": Target(mqtt.client, mqtt.client_seeds, 600),
 }
 
 

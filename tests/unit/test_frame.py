@@ -524,7 +524,7 @@ def test_tables_that_nobody_sends_any_more_are_forgotten() -> None:
     def message(n: int) -> pb.Table:
         return pack_table([WireSeries(f"device-{n}", "c", "q", "")])[0]
 
-    known = KnownTables(most_bytes=1_000)
+    known = KnownTables(most_bytes=10_000)
     kept, left = known.unpack(message(-1), LIMITS), known.unpack(message(-2), LIMITS)
     for n in range(100):
         assert known.unpack(message(n), LIMITS)[0][0].device == f"device-{n}"

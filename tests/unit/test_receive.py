@@ -14,7 +14,14 @@ from paho.mqtt import _packet
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.exception import MalformedPacket
 
-from devices.wire.receive import CONTROL_MAX_BYTES, TOPICS_CACHED, Inbound, PacketCutter, PacketRefused
+from devices.wire.receive import (
+    CONTROL_MAX_BYTES,
+    CUT_SHORT_BYTES,
+    TOPICS_CACHED,
+    Inbound,
+    PacketCutter,
+    PacketRefused,
+)
 
 LIMIT = 1 << 20
 
@@ -286,3 +293,32 @@ def test_a_new_connection_begins_with_nothing_of_the_last() -> None:
     inbound = Inbound(2, False)
     assert cutter.cut(inbound) is None
     assert inbound.payloads == [b"payload"]
+
+
+@pytest.mark.parametrize("qos1", [True, False])
+def test_a_message_too_long_for_us_is_passed_over_where_its_broker_cannot_be_told(qos1: bool) -> None:
+    """Refused, it would come again with every connection, and hold up all others."""
+    long = Message("plant/a", bytes(range(256)) * 40_000, packet_id=7 if qos1 else 0)
+    good = Message("plant/b", b"23.5", packet_id=8)
+    stream = long.packet(version5=False) + good.packet(version5=False)
+    for piece_bytes in (len(stream), 70_000, 997):
+        cutter, inbound = PacketCutter(version5=False, max_packet_bytes=LIMIT), Inbound(1, False)
+        for at in range(0, len(stream), piece_bytes):
+            cutter.feed(stream[at : at + piece_bytes])
+            assert cutter.cut(inbound) is None
+            assert len(cutter._pending) < 70_000
+        assert inbound.cut_short == {0: len(long.payload)}
+        assert inbound.payloads == [long.payload[:CUT_SHORT_BYTES], b"23.5"]
+        assert inbound.packet_ids == [long.packet_id, 8]
+        assert inbound.topics == ["plant/a", "plant/b"]
+
+
+def test_what_was_passed_over_is_forgotten_with_its_connection() -> None:
+    cutter = PacketCutter(version5=False, max_packet_bytes=LIMIT)
+    cutter.feed(Message("t", bytes(2 * LIMIT), packet_id=1).packet(version5=False)[:2000])
+    cutter.cut(Inbound(1, False))
+    cutter.reset()
+    inbound = Inbound(2, False)
+    cutter.feed(Message("t", b"1", packet_id=1).packet(version5=False))
+    cutter.cut(inbound)
+    assert inbound.payloads == [b"1"]

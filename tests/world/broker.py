@@ -66,6 +66,9 @@ class Broker:
         self.rng = rng
         self.up = True
         self.reachable = True
+        """By the gateway."""
+        self.closed_to = ""
+        """Clients whose id begins so are not there for now."""
         self.latency_s = 0.02
         self.unwell = Unwell()
         self.sent_again: list[Message] = []
@@ -83,9 +86,11 @@ class Broker:
 
     def accept(self, session: SimSession) -> bool:
         """CONNECT; whether anybody is there."""
-        if not (self.up and self.reachable):
-            return False
         options = session.options
+        is_closed = bool(self.closed_to) and options.client_id.startswith(self.closed_to)
+        is_away = not self.reachable and options.client_id.startswith("forebay-")
+        if not self.up or is_closed or is_away:
+            return False
         self._drop_link(options.client_id)  # of the same client, if one is still believed to be there
         present = options.client_id in self._sessions and not options.clean_start
         if not present:
@@ -121,10 +126,10 @@ class Broker:
         if self.up and session.options.will is not None:
             self.publish(Message(*session.options.will))
 
-    def cut(self, client_id: str = "") -> None:
-        """The network cuts one link, or all."""
+    def cut(self, clients: str = "") -> None:
+        """The network cuts the links of clients whose id begins so."""
         for name, (_, wire) in list(self._links.items()):
-            if not client_id or name == client_id:
+            if name.startswith(clients):
                 wire.cut()
 
     def stall(self, seconds: float) -> None:
@@ -133,8 +138,9 @@ class Broker:
         for _, wire in self._links.values():
             wire.stalled_until_s = until_s
 
-    def clients(self) -> list[str]:
-        return list(self._links)
+    def is_empty(self) -> bool:
+        """Whether nothing waits for anybody."""
+        return not any(kept.queue or kept.in_flight for kept in self._sessions.values())
 
     # -- publications --------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""The sink: what it holds, by key, and how it fails. A key that is written with another content is a violation.
+"""The sink: what it holds, by key, and how it fails. A field of a key that is written with another value is a
+violation.
 
 A write may be refused as busy, be stored in part and refused, hang and land long after everybody has given it
 up (its ingester may be dead by then), or be refused for a line that the database will never take.
@@ -58,7 +59,8 @@ class Database:
 
     def holds(self, line: bytes) -> bool:
         key, content = split(line)
-        return self.points.get(key) == content
+        held = self.points.get(key)
+        return held == content or (held is not None and _fields(content).items() <= _fields(held).items())
 
     def land(self, lines: list[bytes]) -> None:
         """The lines are stored."""
@@ -66,7 +68,14 @@ class Database:
             key, content = split(line)
             before = self.points.setdefault(key, content)
             if before != content:
-                self._fail(f"{key.decode()} was written with {before.decode()!r}, and now with {content.decode()!r}")
+                self.points[key] = self._joined(key, before, content)
+
+    def _joined(self, key: bytes, before: bytes, content: bytes) -> bytes:
+        """As InfluxDB has it: fields that were not there are added. None may get another value."""
+        old, new = _fields(before), _fields(content)
+        if any(old.get(name, value) != value for name, value in new.items()):
+            self._fail(f"{key.decode()} was written with {before.decode()!r}, and now with {content.decode()!r}")
+        return b",".join(name + b"=" + value for name, value in (old | new).items())
 
     async def write(self, body: bytes, step: Callable[[str], bool]) -> None:
         """As `cloud.sinks.Sink.write`. `step`: whether the one who writes is still there to hear the answer."""
@@ -124,6 +133,11 @@ class SinkPort:
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def _fields(content: bytes) -> dict[bytes, bytes]:
+    pairs = (field.partition(b"=") for field in content.split(b","))
+    return {name: value for name, _, value in pairs}
 
 
 def split(line: bytes) -> tuple[bytes, bytes]:

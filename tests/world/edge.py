@@ -6,6 +6,7 @@ the clock.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class EdgeLife(Life):
         recovered = recover(path, settings.max_size, self._history)
         self.store, self.operators = recovered.store, recovered.operators
         witness.opened(self.store.epoch, self.operators, recovered.outbox, self.store.send_limits())
-        clock = Clock(now_ns)
+        clock = Clock(now_ns, lambda: round(asyncio.get_running_loop().time() * 1e9))
         clock.resume(self.operators.last_tick_ns)
         disk = cast(Store, Disk(self.store, witness, trouble))
         executor: Any = Thread(self.step, lambda: rng.choice((0.001, 0.001, 0.01, 0.3)))
@@ -154,6 +155,7 @@ class EdgeLife(Life):
             clock=clock,
             committed=self.store.committed(),
             snapshot_block=recovered.snapshot_block,
+            changed=recovered.changed,
             commit_delay_s=settings.commit_delay_s,
             when_full=settings.when_full,
             keep=settings.keep,

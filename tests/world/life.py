@@ -72,6 +72,10 @@ class Life:
         if self.alive and not task.cancelled() and (error := task.exception()) is not None:
             self._fail(f"the task {task.get_name()!r} of {self.name} ended with {error!r}")
 
+    def spare(self) -> None:
+        """It does not crash any more."""
+        self._fuse = 0
+
     def crash(self) -> None:
         if self.alive:
             self._note(self.name, "CRASHES")
