@@ -244,9 +244,9 @@ def _ledger(gateway: str, body: Ledger) -> list[bytes]:
 
 
 def _inventory(gateway: str, body: Inventory, created_ns: int) -> list[bytes]:
-    """One point for the gateway, one for every channel that it has."""
+    """One point for the gateway, if it says anything of itself, and one for every channel that it has."""
     about: dict[str, float | str] = {"software": body.software, "config_digest": body.config_digest}
-    lines = [_line(_key("gateway", gateway), about, created_ns)]
+    lines = [_line(_key("gateway", gateway), about, created_ns)] if any(about.values()) else []
     for device in body.devices:
         for channel in device.channels:
             profile: dict[str, float | str] = {"profile": device.profile or "none"}

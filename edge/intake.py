@@ -148,6 +148,7 @@ class Source:
         size_bytes = PIECE_BYTES + sum(map(len, delivery.payloads))
         work = _Work(self, delivery.arrived_ns)
         digest: list[int] = []
+        cut_short: list[tuple[str, bytes, int]] = []
         payloads, topics, marks = delivery.payloads, delivery.topics, delivery.marks
         if topics is not None:
             fresh = None
@@ -155,7 +156,9 @@ class Source:
                 digest = digests(topics, payloads)
                 fresh = self.unconfirmed.fresh(marks, digest)
             if delivery.cut_short:
-                fresh = self._reject_cut_short(topics, payloads, fresh, delivery.cut_short, work)
+                fresh = fresh or [True] * len(payloads)
+                cut_short = [(topics[k], payloads[k], n) for k, n in delivery.cut_short.items() if fresh[k]]
+                fresh = [new and k not in delivery.cut_short for k, new in enumerate(fresh)]
             if fresh is not None:
                 payloads = [p for p, new in zip(payloads, fresh, strict=True) if new]
                 topics = [t for t, new in zip(topics, fresh, strict=True) if new]
@@ -165,6 +168,9 @@ class Source:
         rows.value.clear()
         if topics is not None:
             routes = self._decode_topics(topics, payloads, rows, work)
+            for topic, beginning, length_bytes in cut_short:
+                error = DecodeError(f"a message of {length_bytes} bytes, more than its source takes", "oversize")
+                work.undecoded(error, beginning, self.router.topics[topic].device)
         else:
             if self._framer is not None:
                 payloads = self._frame(self._framer, delivery, work)
@@ -177,18 +183,6 @@ class Source:
             *(self, series, time_ns, value, delivery.arrived_ns, size_bytes),
             *(work.rejects, work.dead_letters, delivery.settle, marks, digest),
         )
-
-    def _reject_cut_short(
-        self, topics: list[str], payloads: list[bytes], fresh: list[bool] | None, cut_short: dict[int, int], work: _Work
-    ) -> list[bool]:
-        """What was too long for the driver is rejected; the others, of those that are fresh, are to be decoded."""
-        left = fresh or [True] * len(payloads)
-        for place, size_bytes in cut_short.items():
-            if left[place]:
-                error = DecodeError(f"a message of {size_bytes} bytes, more than the source takes", "oversize")
-                work.undecoded(error, payloads[place], self.router.topics[topics[place]].device)
-                left[place] = False
-        return left
 
     def _decode_topics(self, topics: list[str], payloads: list[bytes], rows: Rows, work: _Work) -> list[int]:
         """The routes of the rows. The hot path of a busy broker: one value a message."""

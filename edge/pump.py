@@ -190,8 +190,7 @@ class Pump:
     def _turn(self, now_s: float) -> None:
         """Take in what has happened since the last turn: receipts, samples, the tick."""
         self._last_turn_s = now_s
-        if not self.store_error:  # else the commit that is being tried takes them: it may need the room
-            self._take_answers(self._pending)
+        self._take_answers(self._pending)
         if self._uplink.reopened:
             self._uplink.reopened = False
             self._pending.to_backfill = self._commit_soon = True

@@ -149,7 +149,7 @@ class Store:
                 )
             _grow_wal(db, wal_bytes)
             db.execute(f"PRAGMA max_page_count = {(max_size_bytes - wal_bytes) // PAGE_BYTES}")
-            db.execute("DELETE FROM snapshot WHERE id NOT IN (SELECT max(id) FROM snapshot WHERE part = '')")
+            db.execute("DELETE FROM snapshot WHERE id <> coalesce((SELECT max(id) FROM snapshot WHERE part = ''), -1)")
             return cls(db, path)
         except sqlite3.Error as error:
             db.close()

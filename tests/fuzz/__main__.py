@@ -18,7 +18,10 @@ import warnings
 from collections import deque
 from pathlib import Path
 
-import atheris
+try:
+    import atheris
+except ImportError:
+    sys.exit("the fuzzer needs atheris, which has wheels for Linux on x86-64, Python 3.11 to 3.13: pip install atheris")
 
 with atheris.instrument_imports(include=["devices", "cloud", "edge", "paho"]):
     from tests.fuzz import memory
@@ -103,8 +106,8 @@ def write_seeds(target: Target, name: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./task fuzz", description="Fuzz one target with coverage to guide it.")
-    parser.add_argument("target", choices=sorted(TARGETS))
+    parser = argparse.ArgumentParser(prog="./task fuzz", description="Fuzz one target, with coverage to guide it.")
+    parser.add_argument("target", choices=list(TARGETS), help="what tests/fuzz/targets.py describes")
     parser.add_argument("runs", nargs="?", type=int, default=1_000_000, help="inputs (default: 1,000,000)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="append the line of JSON to FILE, too")
     arguments = parser.parse_args()

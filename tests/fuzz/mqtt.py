@@ -53,7 +53,8 @@ def _rows(inbound: Inbound) -> list[Row]:
 
 
 def client(data: bytes) -> None:
-    """The whole client: nothing that a broker sends raises, and how it is cut changes nothing.
+    """The whole client: nothing that a broker sends raises, and how it is cut changes nothing. Each message that
+    was cut out is handed on once, in order, up to the end of the link.
 
     Of the first byte, the highest bit chooses the version, the next whether CONNACK is the input's own.
     """
@@ -62,6 +63,9 @@ def client(data: bytes) -> None:
     whole, cut, *_ = cuttings(data)  # `packets` has the single bytes
     outcomes = [_receive([accepted, *pieces], version5) for pieces in (whole, cut)]
     assert all(outcome == outcomes[0] for outcome in outcomes), "cut otherwise, it is read otherwise"
+    rows, *_ = outcomes[0]
+    cut_out, *_ = _cut([accepted, *whole], version5)
+    assert rows == cut_out[: len(rows)], "messages are handed on twice, or not in order"
 
 
 class _Socket:

@@ -205,6 +205,46 @@ def test_more_series_than_the_limit_are_counted_and_take_no_memory(profile: Call
     assert len(source.router.singles) + len(source.router.topics) + len(source.router.detours) <= 10
 
 
+def test_huge_topics_and_keys_are_counted_and_take_no_memory(profile: Callable[[str, str], Profile]) -> None:
+    world = World()
+    source, fake = world.add("plant", profile(JSON, "[channel.t]"), ["{device}/#"])
+    huge = "x" * 60_000
+    fake.deliver(Delivery([b'{"t": 1}'] * 20, [f"d/{n}/{huge}" for n in range(20)], NOW_NS))
+    fake.deliver(Delivery([b'{"no": 1}'] * 20, [f"{n}{huge}/x" for n in range(20)], NOW_NS))
+    assert world.take() == ([("d", "t", 1.0)] * 20, {("plant", "unknown_channel"): 20})
+    kept = [*source.router.topics, *(device for device, _ in source.router._devices)]
+    assert max(map(len, kept)) < 1000
+
+
+def test_a_word_of_bits_is_known_by_one_route_even_where_no_route_is_kept(
+    profile: Callable[[str, str], Profile],
+) -> None:
+    bits = "".join(f'[channel.bit{n}]\nkind = "state"\nsource = "word"\nbit = {n}\n' for n in range(2))
+    world = World(IntakeLimits(max_routes=0))
+    source, fake = world.add("plant", profile(JSON, bits), ["{device}"])
+    for _ in range(10):
+        fake.deliver(Delivery([b'{"word": 2}'], ["d"], NOW_NS))
+    samples, _ = world.take()
+    assert samples == [("d", "bit0", 0.0), ("d", "bit1", 1.0)] * 10
+    assert len(source.router.detours) == 1
+
+
+def test_a_message_that_was_too_long_for_its_driver_is_rejected_and_its_neighbours_are_not(
+    profile: Callable[[str, str], Profile],
+) -> None:
+    world = World()
+    source, fake = world.add("plant", profile(f'{JSON}\nvalue = "v"', ANY), ["{device}/{channel}"])
+    topics = ["d/a", "d/a", "d/b"]
+    for marks in (None, Marks([1, 2, 3], [False] * 3, 1, False)):
+        # The beginning of a longer number is a number.
+        fake.deliver(Delivery([b"1", b"23456", b"3"], topics, NOW_NS, None, marks, {1: 2_000_000}))
+        drained = world.intake.drain(100)
+        assert drained.batch.value.tolist() == [1.0, 3.0]
+        assert drained.rejects == {("d", "oversize"): 1}
+        assert [(letter.reason, letter.payload) for letter in drained.dead_letters] == [("oversize", b"23456")]
+        assert "2000000 bytes" in source.last_error
+
+
 def test_a_device_without_a_series_opens_no_account_of_its_own(profile: Callable[[str, str], Profile]) -> None:
     world = World()
     _, fake = world.add("plant", profile(f'{JSON}\nvalue = "v"', "[channel.t]"), ["{device}/{channel}"])

@@ -296,3 +296,9 @@ def test_many_rows_are_written_like_few(series: int) -> None:
         place, point = points[n]
         assert (place, parse_key(point.key)[1]["device"]) == (row["series"], f"pump{row['series']}")
         assert (point.fields, point.time_ns) == naive_summary(row)
+
+
+def test_an_inventory_that_says_nothing_of_its_gateway_has_no_line_without_fields() -> None:
+    (point,) = points_of(lines_of(Inventory("", "", [InventoryDevice("pump1", "", ["motor"])])))
+    assert parse_key(point.key)[0] == "channel"
+    assert len(lines_of(Inventory("", "", []))) == 0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from devices.errors import StoreError
+from devices.errors import StoreError, StoreFull
 from devices.model import DROP_POLICIES, REJECT_REASONS, SECOND_NS, Floats, Int64s, Lane, SampleBatch, SeriesSpec
 from devices.wire.frame import AlarmBody, FrameLimits, RawBody, SummaryBody, decode
 from devices.wire.receipt import Receipt, Rejected, encode_receipt
@@ -120,8 +120,14 @@ class FailingStore(StoreThread):
     """A store that fails as often as it is told to, before anything was written."""
 
     failures = 0
+    full: asyncio.Event | None = None
+    """Once set, a commit that removes nothing finds the store full; until then it takes its time."""
 
     async def commit(self, commit: Commit) -> Committed:
+        if self.full is not None:
+            await self.full.wait()
+            if not commit.removed:
+                raise StoreFull("no room")
         if self.failures:
             self.failures -= 1
             await asyncio.sleep(0)
@@ -335,6 +341,33 @@ def test_a_store_that_never_works_again_does_not_keep_the_daemon_from_ending(tel
 
     with pytest.raises(StoreError):
         tell(story, stop_within_s=0.05)
+
+
+def test_receipts_that_come_while_the_store_is_full_make_the_room(tell: Callable[..., Gateway]) -> None:
+    rng = np.random.default_rng(1)
+
+    async def story(gateway: Gateway) -> None:
+        published: list[bytes | None] = []
+        gateway.link.silent = True
+        gateway.link.heard = published.append
+        gateway.connect()
+        series(gateway, 3)
+        gateway.feed.put(batch(3, [T0_NS, T0_NS + SECOND_NS], rng))
+        await until(lambda: bool(published))
+        gateway.store.full = asyncio.Event()
+        gateway.feed.put(batch(3, [T0_NS + 2 * SECOND_NS], rng))
+        await until(lambda: gateway.pump._committing.samples > 0)
+        for correlation in published:
+            gateway.link.receipt(correlation, Receipt())
+        await until(lambda: bool(gateway.pump._pending.removed))
+        gateway.store.full.set()
+        gateway.balance()
+        await until(lambda: gateway.feed.acknowledged == 2)
+        gateway.balance()
+        gateway.store.full, gateway.link.silent = None, False
+
+    gateway = tell(story, when_full="block")
+    gateway.balance()
 
 
 def test_a_failure_that_nobody_expected_ends_the_pump_and_is_not_swallowed(tell: Callable[..., Gateway]) -> None:

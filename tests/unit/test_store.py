@@ -224,6 +224,17 @@ def test_commits_go_between_the_pieces_of_a_snapshot(path: Path) -> None:
     store.close()
 
 
+def test_what_a_crash_left_of_a_snapshot_is_removed_at_the_next_open(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(block=b"1"))
+    used = store.usage().used_bytes
+    next(store.snapshot_steps(1, {"rows": np.frombuffer(os.urandom(2 * MIB), np.uint8)}, {}))
+    assert store.usage().used_bytes > used
+    store = reopened(store)
+    assert store.usage().used_bytes == used
+    store.close()
+
+
 def test_a_snapshot_for_which_there_is_no_room_leaves_the_last_one(path: Path) -> None:
     store = Store.open(path, 8 * MIB)
     store.commit(Commit(block=b"1"))
