@@ -97,6 +97,8 @@ class JsonCodec:
         """See `devices.codecs.Codec`; ints become floats."""
         single = self._single
         try:
+            if not message.isascii():
+                message.decode()  # msgspec looks no closer at keys that it passes over: a damaged one would be missed
             found: Any = self._tree(message) if single is None else single(message)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"not the JSON that is expected: {error}") from None

@@ -148,14 +148,16 @@ class Chaos:
         while time.monotonic() < began_s + REST_TIMEOUT_S:
             self._watch(world, load)
             status = self._status(world)
-            if is_at_rest(status) and time.monotonic() - world.acknowledged.last_s > QUIET_S:
+            heard = world.acknowledged
+            if is_at_rest(status) and not heard.outstanding and time.monotonic() - heard.last_s > QUIET_S:
                 self._note("the edge is at rest")
                 return time.monotonic() - began_s, True
             if time.monotonic() - said_s >= SAY_EVERY_S:
                 said_s = time.monotonic()
                 self.say(f"{said_s - self._started_s:5.0f} s  {_waiting_for(status)}")
             time.sleep(WATCH_S)
-        self._note(f"the edge has NOT come to rest within {REST_TIMEOUT_S:g} s: {_waiting_for(self._status(world))}")
+        unrest = f"{_waiting_for(self._status(world))}; {world.acknowledged.outstanding} messages not acknowledged"
+        self._note(f"the edge has NOT come to rest within {REST_TIMEOUT_S:g} s: {unrest}")
         return REST_TIMEOUT_S, False
 
     def _status(self, world: World) -> dict[str, Any]:

@@ -23,6 +23,11 @@ class Tap:
         self._down = _Packets()
         self._up = _Packets()
 
+    @property
+    def unacknowledged(self) -> int:
+        """Messages that the edge was handed and has not acknowledged."""
+        return len(self._handed)
+
     def down(self, data: bytes) -> None:
         """Bytes that the edge is about to be handed."""
         for first, body in self._down.feed(data):

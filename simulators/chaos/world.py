@@ -70,9 +70,17 @@ class Acknowledged:
         self.unreadable = 0
         """Messages that were damaged on their way, and acknowledged after they had been rejected."""
         self.last_s = time.monotonic()
+        self._present = Tap(self._hear)
 
     def tap(self) -> Tap:
-        return Tap(self._hear)
+        """Of a new connection, which ends the one before."""
+        self._present = Tap(self._hear)
+        return self._present
+
+    @property
+    def outstanding(self) -> int:
+        """Messages that the edge was handed over the present connection and has not acknowledged."""
+        return self._present.unacknowledged
 
     def _hear(self, topic: bytes, payload: bytes) -> None:
         self.messages += 1

@@ -50,6 +50,13 @@ def test_a_single_value_may_bear_its_time() -> None:
     assert decoded(b"1.5", value="value", time="timestamp") == [("", 0, 1.5)]
 
 
+def test_a_damaged_key_is_not_taken_for_one_that_is_missing() -> None:
+    """It would get the time of arrival, and be a sample that the device never sent."""
+    with pytest.raises(DecodeError, match="utf-8"):
+        decoded(b'{"timest\xf9mp":1731405912123,"value":23.5}', value="value", time="timestamp")
+    assert decoded('{"größe":1,"value":23.5}'.encode(), value="value") == [("", 0, 23.5)]
+
+
 def test_null_is_no_reading() -> None:
     assert decoded(b'{"value":null}', value="value") == []
     assert decoded(b"null", value="value") == []

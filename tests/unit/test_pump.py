@@ -574,10 +574,11 @@ def test_lane_of_frames_after_a_restart_is_the_one_they_had(tell: Callable[..., 
             return {flight.row.seq: flight.row.lane for flight in outbox.due(float("inf"))}
 
         await until(lambda: {Lane.BACKFILL, Lane.LIVE} <= set(published().values()))
+        told = published()
         rows = await gateway.store._call(store.outbox)
         limits = await gateway.store._call(store.send_limits)
         lanes = {row.seq: row.lane for row in rows}
-        for seq, lane in published().items():
+        for seq, lane in told.items():
             assert lanes[seq] == lane
             assert seq <= limits[lane]
 

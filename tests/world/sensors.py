@@ -111,7 +111,7 @@ class Sensors:
             return Message(topic, GARBAGE, number=self.messages)
         value = self._value(channel)
         if channel in ON_ARRIVAL:
-            value += self.messages
+            value = self.messages + round(0.9 * rng.random(), 2)
             self.record.values[topic, value] = self.messages
             return Message(topic, b"%r" % value, number=self.messages)
         late_s = rng.expovariate(1 / habits.late_s) if rng.random() < habits.late else 0.0

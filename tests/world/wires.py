@@ -138,7 +138,7 @@ class SimSession:
     def acknowledge(self, packet_ids: Sequence[int], connection: int) -> None:
         if not self.connected or self._wire is None or connection != self.connection or not packet_ids:
             return
-        if not self._life.step("acknowledges"):
+        if not self._life.step(f"acknowledges {' '.join(map(str, packet_ids))}"):
             return
         self._on_acknowledged([self._received.pop(packet_id) for packet_id in packet_ids])
         self._wire.carry(UP, self._broker.acknowledged, self.options.client_id, self._wire, list(packet_ids))
@@ -176,7 +176,10 @@ class SimSession:
             self._read(wire)
 
     def _read(self, wire: Wire | None) -> None:
-        if self._paused or not self._unread or wire is not self._wire or not self._life.step("receives"):
+        if self._paused or not self._unread or wire is not self._wire:
+            return
+        told = " ".join(f"{pid}{'!' * dup}={message.number}" for pid, dup, message in self._unread if message.number)
+        if not self._life.step(f"receives {told}"):
             return
         inbound = Inbound(self.connection, self._session_present)
         for packet_id, dup, message in self._unread:

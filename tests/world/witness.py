@@ -163,7 +163,8 @@ class Witness:
             if time_ns in accepted and time_ns not in self.lost_with_the_disk.get(topic, ()):
                 self._fail(f"{topic} at {time_ns} is accepted twice")
             if on_arrival and known in self._seen and known not in self.twice:
-                self._fail(f"{topic} = {value} came once, and is accepted twice")
+                number = self._record.values[topic, value]
+                self._fail(f"message {number} ({topic} = {value}) came once, and is accepted twice")
             accepted[time_ns] = value
         elif verdict == BEHIND_JOURNAL:
             self.behind.setdefault(topic, {})[time_ns] = value

@@ -36,6 +36,7 @@ from tests.world.sensors import T0_NS, Sensors, profile
 from tests.world.witness import Witness
 
 DAY_S = 86_400.0
+import os; TRACE=bool(os.environ.get("TRACE"))
 LAST_EVENTS = 50
 DRAINED_WITHIN_S = 12 * HOUR_S
 LOOK_S = 30.0
@@ -117,6 +118,7 @@ class World:
         self._events += 1
         self._digest.update(f"{now_s:.6f}{who}{what}\n".encode())
         self._last.append((now_s, who, what))
+        if TRACE: print(f"{now_s / DAY_S:9.5f} d  {who:16} {what}")
 
     def fail(self, why: str) -> None:
         """A promise is broken: the world ends here."""
