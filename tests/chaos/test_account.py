@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from devices.model import SECOND_NS
-from simulators.chaos.account import account, ledger_balances
+from simulators.chaos.account import EXPOSED_S, account, ledger_balances
 from simulators.chaos.load import RAW_DEVICE, SERIAL_DEVICE, WINDOW_S
 from simulators.chaos.run import is_at_rest
 from simulators.chaos.world import Acknowledged, Away
@@ -16,6 +16,7 @@ from simulators.stored import StoredSeries
 START_NS = 1_700_000_000 * SECOND_NS
 STEP_NS = SECOND_NS // 2
 COUNT = 40
+EXPOSED_NS = round(EXPOSED_S * SECOND_NS)
 
 
 def record(device: str = "press-001", channel: str = "temperature") -> SeriesRecord:
@@ -102,13 +103,13 @@ def test_what_the_sensors_broker_forgot_is_no_loss_of_forebay():
     assert (found.missing, found.undelivered, found.acknowledged) == (0, 10, 30)
 
 
-def test_a_line_sent_within_a_commit_delay_of_a_kill_is_exposed_and_one_before_is_not():
+def test_a_line_sent_shortly_before_a_kill_is_exposed_and_one_before_that_is_not():
     one = record(SERIAL_DEVICE, "weight")
     kill = Away("kill", START_NS + 10 * SECOND_NS, START_NS + 12 * SECOND_NS)
-    lost = (one.time_ns >= kill.begun_ns - STEP_NS) & (one.time_ns <= kill.ended_ns)
+    lost = (one.time_ns >= kill.begun_ns - EXPOSED_NS) & (one.time_ns <= kill.ended_ns)
     found = account([one], Acknowledged(), [kill], Sink(one, ~lost))
     assert (found.missing, found.serial_exposed) == (0, int(lost.sum()))
-    earlier = lost | (one.time_ns == kill.begun_ns - 2 * STEP_NS)
+    earlier = lost | (one.time_ns == kill.begun_ns - EXPOSED_NS - STEP_NS)
     assert account([one], Acknowledged(), [kill], Sink(one, ~earlier)).missing == 1
 
 
@@ -117,7 +118,7 @@ def test_what_lay_on_the_line_of_an_edge_that_was_stopped_is_exposed_when_the_ca
     stop = Away("stop", START_NS + 4 * SECOND_NS, START_NS + 9 * SECOND_NS)
     pull = Away("cable", START_NS + 8 * SECOND_NS, START_NS + 8 * SECOND_NS)
     found = account([one], Acknowledged(), [stop, pull], Sink(one))
-    assert found.serial_exposed == 9 + 1
+    assert found.serial_exposed == 9 + EXPOSED_NS // STEP_NS
     assert account([one], Acknowledged(), [stop], Sink(one)).serial_exposed == 0
 
 

@@ -22,7 +22,7 @@ def chaos(spawn, tmp_path, *options: str):
 
 
 def test_twelve_faults_lose_nothing_and_double_nothing(spawn, tmp_path):
-    code, account, said = chaos(spawn, tmp_path, "12", "--seed", "12", "--without", "move")
+    code, account, said = chaos(spawn, tmp_path, "12", "--seed", "12")
     assert code == 0, said
     assert account["faults"] == sum(account["kinds"].values()) == 12
     assert (account["lost"], account["doubled"], account["altered"], account["waiting"]) == (0, 0, 0, 0), said
