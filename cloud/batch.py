@@ -93,13 +93,15 @@ class Batch:
         for number in piece.numbers:
             frame = bisect_right(self._ends, number)
             lines = self._frames[frame]
-            series = int(lines.series[number - self._ends[frame] + len(lines)])
-            self._count(frame, 0 if series == NO_SERIES else series, detail[:DETAIL_CHARS])
+            place = number - self._ends[frame] + len(lines)
+            series = int(lines.series[place])
+            samples = 1 if lines.samples is None else int(lines.samples[place])
+            self._count(frame, 0 if series == NO_SERIES else series, samples, detail[:DETAIL_CHARS])
 
-    def _count(self, frame: int, series: int, detail: str) -> None:
+    def _count(self, frame: int, series: int, samples: int, detail: str) -> None:
         of_frame = self._rejected[frame]
         before = of_frame.get((series, "sink"), Rejected(series, "sink", 0, detail))
-        of_frame[series, "sink"] = Rejected(series, "sink", before.count + 1, before.detail)
+        of_frame[series, "sink"] = Rejected(series, "sink", before.count + samples, before.detail)
 
 
 def _time_ns(line: bytes) -> int:

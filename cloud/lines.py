@@ -69,6 +69,8 @@ class Lines:
     body: bytes
     series: Int32s
     """For each line the index into the frame's table of the series that it speaks of, or NO_SERIES."""
+    samples: Int64s | None = None
+    """For each line the samples that it sums up; None: it stands for one."""
 
     def __len__(self) -> int:
         return len(self.series)
@@ -164,7 +166,10 @@ def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]
     parts = [(bits, rows if len(shapes) == 1 else rows[shape == bits]) for bits in shapes]
     some = [(bits, part[at : at + _AT_ONCE]) for bits, part in parts for at in range(0, len(part), _AT_ONCE)]
     body = b"".join(_weave(_summary_pieces(gateway, table, part, bits), len(part)) for bits, part in some)
-    return Lines(body, np.concatenate([rows["series"][:0], *(part["series"] for _, part in parts)]))
+    series, counts = (
+        np.concatenate([rows[name][:0], *(part[name] for _, part in parts)]) for name in ("series", "count")
+    )
+    return Lines(body, series, counts)
 
 
 def _summary_pieces(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void], bits: int) -> list[Piece]:

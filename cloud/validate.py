@@ -64,10 +64,13 @@ def admit(frame: Frame, gateway: str, *, now_ns: int, max_ahead_ns: int) -> Admi
     bad = future | ancient | named
     if not bad.any():
         return Admitted(frame, [])
+    samples = frame.body.rows["count"] if isinstance(frame.body, SummaryBody) else np.ones(len(series), np.int64)
     rejected = [
-        *_rejections(series[future], "future", "later than the ingester's clock and max_ahead"),
-        *_rejections(series[ancient & ~named], "sink", "a time before 1970"),
-        *_rejections(series[named & ~future], "sink", "its measurement's name is kept for Forebay's own points"),
+        *_rejections(series, samples, future, "future", "later than the ingester's clock and max_ahead"),
+        *_rejections(series, samples, ancient & ~named, "sink", "a time before 1970"),
+        *_rejections(
+            series, samples, named & ~future, "sink", "its measurement's name is kept for Forebay's own points"
+        ),
     ]
     return Admitted(msgspec.structs.replace(frame, body=_without(frame.body, bad)), rejected)
 
@@ -106,8 +109,11 @@ def _reserved(table: Sequence[WireSeries]) -> set[str]:
     return {name for name in quantities if name in RESERVED_QUANTITIES or name.endswith("_raw")}
 
 
-def _rejections(series: Int32s, reason: str, detail: str) -> list[Rejected]:
-    places, counts = np.unique(series, return_counts=True)
+def _rejections(series: Int32s, samples: Int64s, bad: Mask, reason: str, detail: str) -> list[Rejected]:
+    """By series, the samples that its bad rows stand for: what the edge must take off its account."""
+    places, inverse = np.unique(series[bad], return_inverse=True)
+    counts = np.zeros(len(places), np.int64)
+    np.add.at(counts, inverse, samples[bad])
     return [Rejected(place, reason, n, detail) for place, n in zip(places.tolist(), counts.tolist(), strict=True)]
 
 

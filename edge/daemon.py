@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def run(config: EdgeConfig) -> int:
     """Run the daemon until it is told to end; the exit code."""
+    os.umask(0o077)  # the store holds what the plant does: nobody else's to read
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     history = _History()
     recovered = recover(Path(config.store.path), config.store.max_size, history)
@@ -118,8 +120,9 @@ async def _serve(config: EdgeConfig, recovered: Recovered, history: _History, ex
     )
     views = Views(config, operators, intake, pump, uplink, session)
     server = StatusServer(ServedViews(views.status, views.metrics, views.ready, intake.watch))
-    port = await server.open(*config.status.address)
-    log.info("gateway %s runs; its status is at 127.0.0.1:%d", config.gateway, port)
+    host, port = config.status.address
+    port = await server.open(host, port)
+    log.info("gateway %s runs; its status is at %s:%d", config.gateway, host, port)
     try:
         await _run_until_told(intake, pump, uplink, session)
     finally:
@@ -176,7 +179,6 @@ def _intake_limits(config: EdgeConfig) -> IntakeLimits:
 def _session(config: EdgeConfig, uplink: Uplink) -> Session:
     """Receipts come at QoS 1 and are acknowledged at once: a frame whose receipt is lost is sent again."""
     told = config.uplink
-    has_password = bool(told.password_file or told.password_env)
 
     def on_messages(inbound: Inbound) -> None:
         uplink.on_messages(inbound)
@@ -186,7 +188,7 @@ def _session(config: EdgeConfig, uplink: Uplink) -> Session:
         SessionOptions(
             broker=told.broker,
             client_id=told.client_id or f"forebay-{config.gateway}",
-            username=told.user or (config.gateway if has_password else ""),
+            username=config.uplink_user,
             password_file=told.password_file,
             password_env=told.password_env,
             ca_file=told.ca_file,

@@ -369,12 +369,6 @@ class Intake:
             for name, source in self.sources.items():
                 group.create_task(_supervise(source), name=f"source {name}")
 
-    def stop(self) -> None:
-        """Before the end: no source is read any more. What has been delivered can still be drained and settled."""
-        self._stopped = True
-        for source in self.sources.values():
-            source.driver.pause()
-
     # -- in ------------------------------------------------------------------------------------------
 
     def _deliver(self, name: str, delivery: Delivery) -> None:

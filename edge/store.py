@@ -56,6 +56,7 @@ from numpy.typing import NDArray
 
 from devices.errors import StoreCorrupt, StoreError, StoreFull
 from devices.model import Lane, SeriesSpec
+from devices.quantities import Size
 from edge.custody import Commit, Committed, DeadLetter, JournalRow, OutboxRow, Usage
 
 log = logging.getLogger("forebay.store")
@@ -522,10 +523,11 @@ def _make(path: Path, max_size_bytes: int) -> None:
         os.close(folder)
     except (sqlite3.Error, OSError) as error:
         new.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot make the store {path} of {max_size_bytes} bytes: {error}; free the space, or set [store] path and "
-            "max_size to what the disk holds"
-        ) from error
+        if not os.access(path.parent, os.W_OK):
+            what = f"this user may not write to {path.parent}: set [store] path to a folder of its own"
+        else:
+            what = f"{error}: free the space, or set [store] path and max_size to what the disk holds"
+        raise StoreError(f"cannot make the store {path} of {Size(max_size_bytes)}: {what}") from error
 
 
 def _set_aside(path: Path, why: str) -> Path:

@@ -23,6 +23,7 @@ class Rejected(msgspec.Struct, frozen=True):
     reason: str
     """A word: devices.model.REJECT_REASONS."""
     count: int
+    """Samples that the rejected points stand for."""
     detail: str = ""
     """What the sink said."""
 

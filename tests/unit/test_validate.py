@@ -49,11 +49,15 @@ def test_a_frame_of_another_gateway_than_its_topics_is_refused() -> None:
 def test_rows_at_absurd_times_are_rejected_by_series_and_the_others_kept(dtype: np.dtype[np.void]) -> None:
     rows = np.zeros(8, dtype)
     rows["series"], rows["time_ns"] = [0, 0, 0, 0, 1, 1, 1, 1], TIMES * 2
-    body = SummaryBody(rows) if dtype == SUMMARY_DTYPE else ChangeBody(rows)
+    each = 1
+    body: BodyKind = ChangeBody(rows)
+    if dtype == SUMMARY_DTYPE:
+        rows["count"] = each = 7
+        body = SummaryBody(rows)
     kept, rejected = admitted(body)
     assert isinstance(kept, SummaryBody | ChangeBody)
     assert kept.rows["time_ns"].tolist() == [NOW, NOW + HOUR] * 2
-    assert rejected == {(0, "future"): 1, (1, "future"): 1, (0, "sink"): 1, (1, "sink"): 1}
+    assert rejected == {(0, "future"): each, (1, "future"): each, (0, "sink"): each, (1, "sink"): each}
 
 
 def test_raw_samples_at_absurd_times_are_rejected() -> None:
