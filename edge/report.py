@@ -13,7 +13,7 @@ from importlib.metadata import version
 import msgspec
 import numpy as np
 
-from devices.model import DROP_POLICIES, REJECT_REASONS, Int64s
+from devices.model import DROP_POLICIES, REJECT_REASONS, SECOND_NS, Int64s
 from devices.wire.frame import Account, Heartbeat, Inventory, InventoryDevice, Ledger
 from edge.custody import Usage
 from edge.operators import Operators
@@ -21,6 +21,10 @@ from edge.outbox import Outbox
 from edge.seal import Sealed, Sealer
 
 SOFTWARE = f"forebay {version('forebay')}"
+
+
+INVENTORY_GAP_NS = 10 * SECOND_NS
+"""An inventory that has grown follows the one before it at the earliest after this."""
 
 
 class Reporter:
@@ -48,24 +52,39 @@ class Reporter:
         self._config_digest = config_digest
         self._heartbeat_due_ns = 0
         self._ledger_due_ns = 0
+        self._inventory_due_ns = 0
         self._inventory_digest = ""
+        self._inventory_series = 0
 
     def due(self, now_ns: int, final: bool) -> list[Sealed]:
         """Frames for this tick; `final`: the account before the end, whether or not it is due."""
         frames = []
-        if now_ns >= self._heartbeat_due_ns:
+        beats, state_waits = now_ns >= self._heartbeat_due_ns, self._outbox.has_held("state")
+        if beats or (self._has_grown(now_ns) and not state_waits):
+            frames += self._inventory(now_ns)
+        if beats:
             self._heartbeat_due_ns = now_ns + self._heartbeat_ns
-            inventory = inventory_of(self._operators, self._config_digest)
-            digest = hashlib.sha256(msgspec.json.encode(inventory)).hexdigest()[:16]
-            if digest != self._inventory_digest:
-                self._inventory_digest = digest
-                frames.append(self._sealer.state(inventory, now_ns))
-            if not self._outbox.has_held("state"):
+            if not state_waits:
                 frames.append(self._sealer.state(self._heartbeat(now_ns), now_ns))
         if final or (now_ns >= self._ledger_due_ns and not self._outbox.has_held("ledger")):
             self._ledger_due_ns = now_ns + self._ledger_ns
             frames.append(self._sealer.ledger(ledger_of(self._operators, self._waiting(), now_ns), now_ns))
         return frames
+
+    def _has_grown(self, now_ns: int) -> bool:
+        """New series are told soon, but together: after a start they come one after the other."""
+        return len(self._operators.specs) != self._inventory_series and now_ns >= self._inventory_due_ns
+
+    def _inventory(self, now_ns: int) -> list[Sealed]:
+        """The inventory, if it is another one than the last that was sent."""
+        self._inventory_due_ns = now_ns + INVENTORY_GAP_NS
+        self._inventory_series = len(self._operators.specs)
+        inventory = inventory_of(self._operators, self._config_digest)
+        digest = hashlib.sha256(msgspec.json.encode(inventory)).hexdigest()[:16]
+        if digest == self._inventory_digest:
+            return []
+        self._inventory_digest = digest
+        return [self._sealer.state(inventory, now_ns)]
 
     def _heartbeat(self, now_ns: int) -> Heartbeat:
         usage = self._usage()

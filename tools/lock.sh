@@ -20,3 +20,4 @@ compile() {
 compile --extra cloud --extra simulators --extra dev --build-deps-for editable --output-file requirements/dev.lock "$@"
 compile --constraint requirements/dev.lock --output-file requirements/edge.lock "$@"
 compile --extra cloud --extra simulators --constraint requirements/dev.lock --output-file requirements/cloud.lock "$@"
+compile --extra fuzz --constraint requirements/dev.lock --output-file requirements/fuzz.lock "$@"

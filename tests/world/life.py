@@ -91,14 +91,14 @@ class Life:
         self.alive = False
         for tell in self.on_death:
             tell()
-        for task in list(self._tasks):
-            asyncio.get_running_loop().call_soon(task.cancel)
         self.ended.set_result(how)
 
     async def bury(self) -> None:
-        """Wait until no task of it is left."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        """Cancel its tasks, and those that they make while they die."""
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.001)
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-RESOLUTION_S = 1e-6
-"""Times nearer than this are one moment; a float of some million seconds tells no less apart."""
+TURN_S = 1e-6
+"""What a turn of the loop takes at least: where no time passed, who waits for less than a float can tell would wait
+for ever."""
 
 
 class Stalled(Exception):
@@ -26,7 +27,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now_s = 0.0
         self._selector = self
-        self._clock_resolution = RESOLUTION_S
+        self._clock_resolution = 1e-9
 
     def time(self) -> float:
         return self._now_s
@@ -34,7 +35,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def select(self, timeout_s: float | None) -> Sequence[Any]:
         if timeout_s is None:
             raise Stalled("nothing will ever happen")
-        self._now_s += timeout_s
+        self._now_s += max(timeout_s, TURN_S)
         return ()
 
     def _process_events(self, events: Sequence[Any]) -> None:
