@@ -18,9 +18,7 @@ TICK_S = 1.0
 class Clock:
     """UTC in ns from `wall`, passing time in ns from `elapsed`: the system's, or the simulation's."""
 
-    def __init__(
-        self, wall: Callable[[], int] = time.time_ns, elapsed: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, wall: Callable[[], int] = time.time_ns, elapsed: Callable[[], int] = time.monotonic_ns) -> None:
         self._wall = wall
         self._elapsed = elapsed
         self._last_tick_ns = 0

@@ -101,6 +101,7 @@ async def _serve(config: EdgeConfig, recovered: Recovered, history: _History, ex
         sealer=sealer,
         clock=clock,
         committed=store.committed(),
+        recent=recovered.recent,
         snapshot_block=recovered.snapshot_block,
         changed=recovered.changed,
         commit_delay_s=config.store.commit_delay.s,

@@ -96,6 +96,7 @@ class Pump:
         sealer: Sealer,
         clock: Clock,
         committed: Committed,
+        recent: Recent,
         snapshot_block: int,
         changed: dict[int, SeriesSpec],
         commit_delay_s: float,
@@ -127,7 +128,7 @@ class Pump:
         self._sealed_s = 0.0
         self._stop_by_s: float | None = None
         self._final_sent = False
-        self._recent = Recent(committed.high_ns)
+        self._recent = recent
         self._snapshot_task: asyncio.Task[None] | None = None
         self._last_snapshot_s = 0.0
         self._snapshot_due_s = 0.0

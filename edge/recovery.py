@@ -27,6 +27,7 @@ from edge import journal
 from edge.custody import OutboxRow
 from edge.identity import History
 from edge.operators import Operators, series_of
+from edge.recent import ROWS, Recent
 from edge.store import Store, is_damage
 
 log = logging.getLogger("forebay.recovery")
@@ -43,6 +44,7 @@ class Recovered(NamedTuple):
     """Settings that count by now, and that only the journal has."""
     outbox: list[OutboxRow]
     unconfirmed: dict[str, bytes]
+    recent: Recent
 
 
 def recover(path: Path, max_size_bytes: int, history: History) -> Recovered:
@@ -84,7 +86,22 @@ def _recover(store: Store, history: History) -> Recovered:
         len(outbox),
     )
     changed = {index: now for index, (now, was) in enumerate(zip(operators.specs, specs, strict=True)) if now != was}
-    return Recovered(store, operators, after_block, changed, outbox, store.unconfirmed())
+    return Recovered(store, operators, after_block, changed, outbox, store.unconfirmed(), _recent(store))
+
+
+def _recent(store: Store) -> Recent:
+    """What was in memory before: else every sample that is sent again would be looked for in the journal."""
+    forgotten_ns, blocks = store.newest_blocks(ROWS)
+    recent = Recent(forgotten_ns)
+    for data in blocks:
+        try:
+            if data is None:
+                raise StoreCorrupt("a block does not have its checksum")
+            block = journal.decode(data)
+            recent.add(block.batch, block.verdict)
+        except StoreCorrupt:
+            recent.forgotten_ns = store.committed().high_ns
+    return recent
 
 
 def _known(specs: list[SeriesSpec], count: int, history: History) -> Operators:

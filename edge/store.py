@@ -304,6 +304,17 @@ class Store:
         ):
             yield block_id, block if zlib.crc32(block) == crc else None
 
+    def newest_blocks(self, samples: int) -> tuple[int, list[bytes | None]]:
+        """The newest blocks that hold so many samples together, oldest first, None for a damaged one; before them,
+        the highest time of all that is older."""
+        first, held = self.last_block() + 1, 0
+        for block_id, count in self._db.execute("SELECT id, samples FROM journal ORDER BY id DESC"):
+            first, held = block_id, held + count
+            if held >= samples:
+                break
+        older = f"SELECT high_ns FROM journal WHERE id < {first} ORDER BY id DESC LIMIT 1"
+        return self._one(older, default=self.journal_floor_ns()), [block for _, block in self.blocks(first - 1)]
+
     def blocks_between(self, lo_ns: int, hi_ns: int) -> list[bytes]:
         """Blocks that may hold samples with lo_ns <= time <= hi_ns.
 

@@ -164,6 +164,7 @@ class Gateway:
             sealer=sealer,
             clock=clock,
             committed=store.committed(),
+            recent=self.recovered.recent,
             snapshot_block=self.recovered.snapshot_block,
             changed=self.recovered.changed,
             commit_delay_s=0.005,

@@ -266,3 +266,16 @@ def test_a_store_that_another_daemon_holds_is_not_set_aside(half_sent: Path) -> 
         recover(half_sent, 8 * MIB, no_history)
     store.close()
     assert [p.name for p in half_sent.parent.iterdir() if "aside" in p.name] == []
+
+
+def test_what_came_last_is_in_memory_again_so_that_a_repeat_need_not_be_looked_for_in_the_journal(path: Path) -> None:
+    edge = Edge(path)
+    edge.add(spec("a"), spec("b"))
+    for second in range(5):
+        edge.step([(0, second + 0.1, 1.0), (1, second + 0.2, float(second))], tick_s=second + 0.5, snapshot=second == 2)
+    edge = edge.again()
+    recent = edge.recovered.recent
+    times_ns, values = recent.find(1, 0, 1 << 62)
+    assert sorted(values.tolist()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert recent.forgotten_ns < times_ns.min()
+    edge.close()

@@ -78,9 +78,13 @@ class Disk:
         return getattr(self._store, name)
 
     def commit(self, commit: Commit) -> Committed:
-        if trouble := self._trouble():
-            raise trouble
-        done = self._store.commit(commit)
+        try:
+            if trouble := self._trouble():
+                raise trouble
+            done = self._store.commit(commit)
+        except StoreFull:
+            self._witness.is_pressed = True
+            raise
         self._witness.committed(commit, done.usage.used_bytes, done.usage.limit_bytes)
         return done
 
@@ -112,7 +116,7 @@ class EdgeLife(Life):
         witness: Witness,
         trouble: Callable[[], StoreError | None],
     ) -> None:
-        self.path, self._witness = path, witness
+        self.path, self._witness, self._is_told = path, witness, False
         recovered = recover(path, settings.max_size, self._history)
         self.store, self.operators = recovered.store, recovered.operators
         witness.opened(self.store.epoch, self.operators, recovered.outbox, self.store.send_limits())
@@ -154,6 +158,7 @@ class EdgeLife(Life):
             sealer=sealer,
             clock=clock,
             committed=self.store.committed(),
+            recent=recovered.recent,
             snapshot_block=recovered.snapshot_block,
             changed=recovered.changed,
             commit_delay_s=settings.commit_delay_s,
@@ -179,12 +184,18 @@ class EdgeLife(Life):
         """SIGTERM."""
         if self.alive:
             self.step("is told to end")
+            self._is_told = True
             self.intake.pause()
             self.pump.stop(STOP_WITHIN_S)
 
     async def _pumping(self) -> None:
-        await self.pump.run()
-        if self.alive and not self.pump.store_error:
+        try:
+            await self.pump.run()
+        except StoreError:
+            if not self._is_told:
+                raise
+            self.crash()  # it cannot write, and its time is over: what was not committed was not acknowledged
+        if self.alive:
             self._witness.compare(self.operators, "ending")
         self.stopped()
 
