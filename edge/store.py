@@ -73,6 +73,8 @@ WAL_BYTES_MAX = 32 << 20
 SNAPSHOT_PIECE_BYTES = 32 << 10
 """Compressed whole, the state of 1,000 series costs 18 MB of RSS for a moment; in pieces it does not show."""
 SNAPSHOT_TRANSACTION_BYTES = 256 << 10
+FULL_FROM_BYTES = 1 << 20
+"""SQLite says "full" of the disk as well: of the file only where it has less room than this, and what is to be added."""
 DEAD_LETTERS_MAX = 1000
 DEAD_LETTERS_BYTES_MAX = 4 << 20
 DEAD_LETTER_BYTES_MAX = 4096
@@ -207,7 +209,8 @@ class Store:
                 db.executemany("INSERT OR REPLACE INTO lane VALUES (?, ?)", list(commit.send_limits.items()))
             db.execute("COMMIT")
         except sqlite3.Error as error:
-            raise self._failed(error, "the commit") from error
+            needed_bytes = len(commit.block) + sum(len(frame) for _, frame in commit.frames)
+            raise self._failed(error, "the commit", needed_bytes) from error
         self._high_ns = high_ns
         if trimmed_bytes or not self._journal_bytes:
             self._journal_from_ns = self._oldest_ns()
@@ -387,7 +390,7 @@ class Store:
             self._db.execute("DELETE FROM snapshot WHERE id <> ?", (after_block,))
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            failed = self._failed(error, "the snapshot")
+            failed = self._failed(error, "the snapshot", SNAPSHOT_TRANSACTION_BYTES)
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("DELETE FROM snapshot WHERE id = ?", (after_block,))
             raise failed from error
@@ -425,12 +428,16 @@ class Store:
         row = self._db.execute(query).fetchone()
         return default if row is None or row[0] is None else int(row[0])
 
-    def _failed(self, error: sqlite3.Error, what: str) -> StoreError:
-        """Roll back, and say what happened."""
+    def _failed(self, error: sqlite3.Error, what: str, needed_bytes: int) -> StoreError:
+        """Roll back, and say what happened. `needed_bytes`: what was to be added, roughly."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
-            return StoreFull(f"{self.path} is full: {what} changed nothing")
+            usage = self.usage()
+            if usage.limit_bytes - usage.used_bytes < 2 * needed_bytes + FULL_FROM_BYTES:
+                return StoreFull(f"{self.path} is full: {what} changed nothing")
+            # To give up frames would free nothing: the file has room, and the disk has none for the WAL.
+            return StoreError(f"{self.path}: the disk is full: {what} changed nothing; free some space on it")
         return StoreError(f"{self.path}: {what} failed and changed nothing: {error}")
 
 

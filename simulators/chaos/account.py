@@ -70,7 +70,10 @@ class ChaosReport(msgspec.Struct):
     """Messages that reached the edge unreadable."""
     alarms: int
     """Points of alarms in the sink."""
+    ledger: dict[str, int]
+    """Produced, stored and waiting, as the edge says."""
     ledger_balances: bool
+    """The edge's ledger adds up, and agrees with the sink about what is stored."""
     settled: bool
     """Whether the edge came to rest within the time that it had."""
     settle_s: float

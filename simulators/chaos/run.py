@@ -193,6 +193,7 @@ class Chaos:
             twice=world.load.twice,
             damaged=world.acknowledged.unreadable,
             alarms=len(world.stored.alarms()),
+            ledger={name: ledger.get(name, 0) for name in ("produced", "stored", "waiting")},
             ledger_balances=ledger_balances(status, found.stored),
             settled=settled,
             settle_s=round(settle_s, 1),

@@ -36,6 +36,10 @@ from simulators.stored import StoredSink
 STORE_BYTES = 32 << 20
 DISK_BYTES = 40 << 20
 """Of the small file system that the store is on: the store and its WAL fit, and little else."""
+JOURNAL_KEEP = "2 h"
+"""Longer than the clock ever leaps, which ages the journal. What lies behind it cannot be recognised when it is sent
+again, and counts again in the ledger, though its raw point is the same: the ledger could not be held against the sink.
+"""
 READY_TIMEOUT_S = 60.0
 SAVE_S = 0.5
 """A broker that is told to save has done so after this."""
@@ -213,7 +217,7 @@ class World:
         tables: dict[str, dict[str, Any]] = {
             "uplink": {"broker": self.links["uplink"].url, "keepalive": "5 s", "receipt_timeout": "2 s"},
             "store": {"path": str(self._store_folder / "edge.db"), "max_size": STORE_BYTES},
-            "journal": {"keep": "10 min", "max_size": "16 MiB"},
+            "journal": {"keep": JOURNAL_KEEP, "max_size": "16 MiB"},
             "status": {"listen": listen},
             "source.plant": {
                 "driver": "mqtt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -70,6 +71,21 @@ def test_digests_do_not_depend_on_the_company_and_tell_messages_apart(messages: 
     alone = [digests([t], [p])[0] for t, p in messages]
     assert together == alone
     assert len(set(alone)) == len(set(messages))
+
+
+def test_a_huge_topic_is_digested_like_any_other_and_takes_no_memory() -> None:
+    huge = [f"{n}{'x' * 60_000}" for n in range(200)]
+    tracemalloc.start()
+    try:
+        together = digests([*huge, "t"], [b"1"] * 201)
+        kept_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert together[0] == digests(huge[:1], [b"1"])[0]
+    assert together[200] == digests(["t"], [b"1"])[0]
+    assert len(set(together)) == 201
+    assert peak_bytes < 1_000_000
+    assert kept_bytes < 100_000
 
 
 def test_digests_are_the_same_in_every_process() -> None:

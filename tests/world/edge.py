@@ -96,13 +96,15 @@ class Disk:
         self._witness.snapshot_is_whole(after_block)
 
     def frames(self, seqs: list[int]) -> dict[int, bytes]:
-        if (trouble := self._trouble()) and not isinstance(trouble, StoreFull):
+        if trouble := self._trouble():
             raise trouble
         return self._store.frames(seqs)
 
 
 class EdgeLife(Life):
     """One life of the daemon, from `start` to a crash or the end of `stop`."""
+
+    looks_after = ("commit begins", "commit is done", "commit fails", "commit is known", "has published")
 
     def start(
         self,

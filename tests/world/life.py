@@ -21,6 +21,9 @@ Note = Callable[[str, str], None]
 class Life:
     """A process that lives until it crashes, or ends."""
 
+    looks_after: tuple[str, ...] = ()
+    """Acts after which `look` is called, once whoever acts has come to wait."""
+
     def __init__(self, name: str, note: Note, fail: Callable[[str], None], fuse: int) -> None:
         """`fuse`: the number of acts after which it crashes; 0: never."""
         self.name = name
@@ -45,7 +48,7 @@ class Life:
         if self._fuse == 0:
             self.crash()
             return False
-        if not self._looks:
+        if what in self.looks_after and not self._looks:
             self._looks = True
             asyncio.get_running_loop().call_soon(self._look)
         return True

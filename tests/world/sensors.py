@@ -68,6 +68,7 @@ def profile(window_s: int) -> Profile:
 
 TOPICS = "plant/{device}/{channel}"
 ON_ARRIVAL = ("flow",)
+RAW = ("vibration",)
 _CHANNELS = ("temperature", "energy", "running", "vibration", "pressure", "flow")
 _DEVICES = ("pump1", "pump2")
 
@@ -83,6 +84,9 @@ class Sensors:
         self._habits = habits
         self._waiting: list[Message] = []
         self._sent: list[Message] = []
+        self._latest_ns: dict[str, int] = {}
+        """Times to which another value may be sent: on raw channels, once the journal has forgotten the first, that
+        would write another value under its key."""
         self._energy = 0.0
 
     def next_in_s(self) -> float:
@@ -115,14 +119,16 @@ class Sensors:
             self.record.values[topic, value] = self.messages
             return Message(topic, b"%r" % value, number=self.messages)
         late_s = rng.expovariate(1 / habits.late_s) if rng.random() < habits.late else 0.0
-        time_ns = T0_NS + int((now_s - late_s) * 1e6) * 1000
-        if rng.random() < habits.conflict and self._sent:
-            time_ns = T0_NS + int((now_s - rng.random() * habits.late_s) * 1e6) * 1000
-        values = self.record.stamped.setdefault((topic, time_ns), set())
-        values.add(value)
+        time_ns = T0_NS + (int((now_s - late_s) * 1e6) + self.messages % 1000) * 1000
+        if rng.random() < habits.conflict and topic in self._latest_ns:
+            time_ns = self._latest_ns[topic]
+        self.record.stamped.setdefault((topic, time_ns), set()).add(value)
         message = Message(topic, b'{"value":%r,"timestamp":%d}' % (value, time_ns), number=self.messages)
-        self._sent.append(message)
-        del self._sent[:-200]
+        if not late_s and channel not in RAW:
+            self._latest_ns[topic] = time_ns
+        if len(self.record.stamped[topic, time_ns]) == 1:
+            self._sent.append(message)
+            del self._sent[:-200]
         return message
 
     def _value(self, channel: str) -> float:

@@ -21,7 +21,7 @@ from unittest import mock
 
 import structlog
 
-from devices.errors import StoreError, StoreFull
+from devices.errors import StoreError
 from edge import pump as pump_module
 from edge import store as store_module
 from tests.world import account
@@ -106,7 +106,7 @@ class World:
         self._offset_ns = self._most_offset_ns = 0
         """Of the gateway's clock."""
         self._trouble: tuple[str, float] | None = None
-        """Of the disk: `full` or `error`, and how likely."""
+        """Of the disk: what it says, and how likely."""
         self._disk_dies = False
         self._is_calm = False
         self._is_over = asyncio.Event()
@@ -155,8 +155,9 @@ class World:
         secrets.token_bytes = Random(f"epoch {self.seed}").randbytes
         with ExitStack() as patches:
             patches.enter_context(mock.patch.object(store_module, "secrets", secrets))
-            patches.enter_context(mock.patch.object(pump_module, "TICK_S", self.climate.tick_s))
-            patches.enter_context(mock.patch.object(pump_module, "SNAPSHOT_S", self.climate.snapshot_s))
+            paces = {"TICK_S": self.climate.tick_s, "SNAPSHOT_S": self.climate.snapshot_s, "STORE_FULL_RETRY_S": 5.0}
+            for name, seconds in paces.items():
+                patches.enter_context(mock.patch.object(pump_module, name, seconds))
             yield
 
     def _true_ns(self) -> int:
@@ -169,7 +170,7 @@ class World:
         if self._trouble is None or self._rng.random() > self._trouble[1]:
             return None
         self.note("disk", self._trouble[0])
-        return StoreFull("the disk is full") if self._trouble[0] == "full" else StoreError("I/O error")
+        return StoreError(self._trouble[0])
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -381,7 +382,7 @@ class World:
         self.database.up = True
 
     async def _disk(self) -> None:
-        self._trouble = self._rng.choice(("full", "error")), self._rng.choice((0.3, 1.0))
+        self._trouble = self._rng.choice(("the disk is full", "I/O error")), self._rng.choice((0.3, 1.0))
         await self._for_a_while(self._rng.choice((1.0, 60.0, 1800.0)))
         self._trouble = None
 
