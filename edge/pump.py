@@ -409,7 +409,8 @@ class Pump:
         self.store_error = str(error)
 
     async def _make_room(self, pending: Pending, *, is_full: bool = False) -> None:
-        usage, now_ns = self.committed.usage, self._clock.now_ns()
+        # By the journal's own time: a clock that leaps ahead must not empty it.
+        usage, now_ns = self.committed.usage, min(self._clock.now_ns(), self.committed.high_ns)
         await self._room.make(pending, usage, now_ns, self._snapshot_block, is_full=is_full)
 
     # -- snapshots -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -73,7 +74,8 @@ class Life:
 
     def _one_ended(self, task: asyncio.Task[Any]) -> None:
         if self.alive and not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(f"the task {task.get_name()!r} of {self.name} ended with {error!r}")
+            trace = "".join(traceback.format_exception(error))
+            self._fail(f"the task {task.get_name()!r} of {self.name} ended with {error!r}\n{trace}")
 
     def spare(self) -> None:
         """It does not crash any more."""

@@ -7,6 +7,7 @@ fed each block of the journal from the first on, and never crashes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ class Witness:
         self._limits: dict[Lane, int] = {}
         self._max_seq = 0
         self._epoch = 0
-        self._block = self._snapshot = 0
+        self._snapshot = 0
         self.is_pressed = False
         """The store is nearly full, or the last commit found it so: only then anything may be given up."""
 
@@ -89,9 +90,10 @@ class Witness:
     def compare(self, operators: Operators, what: str) -> None:
         """Whether these operators are those of a run that never crashed."""
         mine, theirs = _comparable(self.shadow), _comparable(operators)
-        for name, state in mine.items():
-            if state != theirs[name]:
-                self._fail(f"the {what} {name}, {theirs[name]}, are not those of a run without crashes, {state}")
+        for name, rows in mine.items():
+            for place, (row, other) in enumerate(zip_longest(rows, theirs[name])):
+                if row != other:
+                    self._fail(f"{what}: {name} {place} is {other}, and without crashes {row}")
         if not np.array_equal(self.shadow.open_samples(), operators.open_samples()):
             self._fail(f"the {what} operators hold other samples open than those of a run without crashes")
 
@@ -119,9 +121,10 @@ class Witness:
                 self._fail(f"the send limit of {lane.name} falls from {self._limits[lane]} to {limit}")
             self._limits[lane] = limit
         self.is_pressed = used_bytes > limit_bytes * START
+        for index, spec in commit.new_series:
+            self.shadow.set_series(index, spec)
         if block is not None:
-            self._block += 1
-            self._replay(block, commit.new_series)
+            self._replay(block)
 
     def _removed(self, commit: Commit, block: journal.Block | None) -> None:
         unconfirmed = {s for s, policy, _ in (block.deltas.dropped if block else []) if policy == UNCONFIRMED}
@@ -139,11 +142,8 @@ class Witness:
     def _correlation(self, row: OutboxRow) -> bytes:
         return self._epoch.to_bytes(8, "big") + row.seq.to_bytes(8, "big") + row.digest
 
-    def _replay(self, block: journal.Block, new_series: list[tuple[int, SeriesSpec]]) -> None:
-        shadow = self.shadow
-        for index, spec in new_series:
-            shadow.set_series(index, spec)
-        batch = block.batch
+    def _replay(self, block: journal.Block) -> None:
+        shadow, batch = self.shadow, block.batch
         for series, time_ns, value, verdict in zip(
             batch.series.tolist(), batch.time_ns.tolist(), batch.value.tolist(), block.verdict.tolist(), strict=True
         ):
@@ -241,14 +241,14 @@ class Witness:
         self._receipted.add(correlation)
 
 
-def _comparable(operators: Operators) -> dict[str, str]:
-    """All state as text, which shows every bit of a float. Since when a series was expected counts only until it has
-    a sample, and a replay knows of a series earlier in the block."""
+def _comparable(operators: Operators) -> dict[str, list[str]]:
+    """All state as text, which shows every bit of a float, row by row."""
     alarms = operators.alarms.snapshot()
+    # Since when a series was expected counts until it has a sample; a replay knows it earlier in the block.
     seen = operators.snapshot()["seen_ns"]
     alarms.known_ns = [(series, ns) for series, ns in alarms.known_ns if not seen[series]]
-    return {"alarms": repr(alarms)} | {
-        name: repr(array.tolist()) for name, array in operators.snapshot().items() if name != "alarms"
+    return {"alarms": [repr(alarms)]} | {
+        name: list(map(repr, array.tolist())) for name, array in operators.snapshot().items() if name != "alarms"
     }
 
 
