@@ -87,6 +87,10 @@ class Alarms:
     def open_count(self) -> int:
         return len(self._open)
 
+    def known_count(self) -> int:
+        """How many expected series were first known at some tick."""
+        return len(self._known_ns)
+
     def records(self, events: NDArray[Any], detectors: Sequence[str], arrived_ns: int) -> list[Alarm]:
         """One Alarm an event of `Filters.run`, whose `detectors` names them; arrived_ns: of the batch."""
         alarms = []

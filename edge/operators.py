@@ -61,6 +61,8 @@ class Operators:
         self.windows = Windows()
         self.ledger = Ledger()
         self.last_tick_ns = 0
+        self.tick_was_idle = False
+        """The last tick left all state as it was: the next one stands for it as well."""
         self._seen_ns = np.zeros(64, np.int64)
         """By series: the last tick before its latest sample. What `silent` goes by: devices' clocks may be wrong."""
         self._summaries: list[NDArray[Any]] = []
@@ -119,9 +121,12 @@ class Operators:
     def tick(self, now_ns: int) -> list[Alarm]:
         """The clock's own event: windows of silent series close, and `silent` is raised or cleared."""
         self.last_tick_ns = now_ns
-        self.windows.tick(now_ns)
+        expected = self.alarms.known_count()
+        moved = self.windows.tick(now_ns)
         self._collect()
-        return self.alarms.tick(now_ns, self._seen_ns[: len(self.specs)])
+        alarms = self.alarms.tick(now_ns, self._seen_ns[: len(self.specs)])
+        self.tick_was_idle = not (moved or alarms or self.alarms.known_count() > expected)
+        return alarms
 
     def _collect(self) -> None:
         """What has closed waits here, where `open_samples` sees it."""

@@ -65,10 +65,11 @@ class Pending:
             or self.to_backfill
         )
 
-    def tick(self, tick_ns: int) -> None:
-        """Note a tick. One of which nothing came is dropped: the next one stands for it."""
-        if not self.is_worth_it():
-            self.ticks.clear()
+    def tick(self, tick_ns: int, *, was_idle: bool) -> None:
+        """Note a tick. If the one before it changed nothing (`was_idle`), and no sample has come since, this one stands
+        for both."""
+        if was_idle and self.ticks and self.ticks[-1][0] == self.samples:
+            self.ticks.pop()
         self.ticks.append((self.samples, tick_ns))
 
     def add(self, batch: SampleBatch, verdict: Bytes, arrived_ns: int) -> None:

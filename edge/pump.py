@@ -226,7 +226,7 @@ class Pump:
     def _tick(self, now_s: float) -> None:
         tick_ns = self._clock.tick_ns()
         pending = self._pending
-        pending.tick(tick_ns)
+        pending.tick(tick_ns, was_idle=self._operators.tick_was_idle)
         self._raise(pending, self._operators.tick(tick_ns))
         rows = self._operators.closed_rows()
         if rows and (self._uplink.is_open or rows >= ROWS_MAX or now_s >= self._sealed_s + SEAL_SHUT_S):

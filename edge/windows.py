@@ -115,10 +115,14 @@ class Windows:
             if changed:
                 self._changed += self._change_rows[:changed].tobytes()
 
-    def tick(self, now_ns: int) -> None:
+    def tick(self, now_ns: int) -> bool:
         """Close supplements, the windows of series without a sample for `idle_close` (counted from the last tick
-        before their last sample) that ended `lateness` ago, and what such series held back for a heartbeat."""
+        before their last sample) that ended `lateness` ago, and what such series held back for a heartbeat.
+
+        Returns whether any window closed, be it only into what is held back.
+        """
         self._tick_ns = max(self._tick_ns, now_ns)
+        before = self._slots.array["count"][: self._count].copy()
         done = 0
         while done < self._count:
             done, made = window.sweep_entry(
@@ -131,6 +135,7 @@ class Windows:
                 self._rows,
             )
             self._keep(made)
+        return not np.array_equal(before, self._slots.array["count"][: self._count])
 
     def away(self, span_ns: int) -> None:
         """Nobody listened for so long: no series fell silent in that time."""
