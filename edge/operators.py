@@ -125,7 +125,7 @@ class Operators:
         moved = self.windows.tick(now_ns)
         self._collect()
         alarms = self.alarms.tick(now_ns, self._seen_ns[: len(self.specs)])
-        self.tick_was_idle = not (moved or alarms or self.alarms.known_count() > expected)
+        self.tick_was_idle = not (moved or alarms or self.alarms.known_count() != expected)
         return alarms
 
     def _collect(self) -> None:

@@ -38,6 +38,8 @@ SLOWEST_BYTES_PER_S, FASTEST_BYTES_PER_S = 500, 20_000
 DAMAGED_SHARE = 0.2
 """Of the pieces that pass while a link corrupts."""
 ANSWER_TIMEOUT_S = 30.0
+LISTENER = "proxy on"
+"""How the names of tasks begin that let connections in."""
 
 
 class LoopThread:
@@ -62,16 +64,21 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(ANSWER_TIMEOUT_S)
 
     async def _end(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """First nobody is let in any more, then whoever is in is sent away."""
+        for name in (LISTENER, ""):
+            tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith(name)]
+            others = [task for task in tasks if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            for _ in range(3):
+                await asyncio.sleep(0)  # transports open and close their sockets in the turns that follow
 
 
 async def listen(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int) -> None:
     """Accept connections on a port of 127.0.0.1 until the loop ends."""
     connections = await asyncio.start_server(serve, HOST, port, limit=READ_BYTES)
-    asyncio.get_running_loop().create_task(connections.serve_forever(), name=f"proxy on {port}")
+    asyncio.get_running_loop().create_task(connections.serve_forever(), name=f"{LISTENER} {port}")
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import urllib.error
@@ -30,11 +29,14 @@ def loop():
 
 
 async def echo(reader, writer):
-    with contextlib.suppress(OSError):
+    try:
         while data := await reader.read(1000):
             writer.write(data)
             await writer.drain()
-    writer.close()
+    except OSError:
+        pass  # the client was reset
+    finally:
+        writer.close()
 
 
 class Client:
@@ -191,12 +193,14 @@ class Influx:
         self.lines: list[bytes] = []
 
     async def serve(self, reader, writer):
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-        self.lines += (await reader.readexactly(length)).splitlines()
-        writer.write(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        await writer.drain()
-        writer.close()
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            self.lines += (await reader.readexactly(length)).splitlines()
+            writer.write(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+        finally:
+            writer.close()
 
 
 @pytest.fixture

@@ -57,8 +57,9 @@ _DELIMITED = [
 
 
 def json(data: bytes) -> None:
-    """The first byte chooses the options, the rest is the message."""
-    _decode(_JSON, data)
+    """The first byte chooses the options, the rest is the message. What is not UTF-8 is no JSON, wherever it lies."""
+    if _decode(_JSON, data):
+        data[1:].decode()
 
 
 def delimited(data: bytes) -> None:
@@ -66,8 +67,11 @@ def delimited(data: bytes) -> None:
     _decode(_DELIMITED, data)
 
 
-def _decode(codecs: list[Any], data: bytes) -> None:
-    """Rows of one length that the edge can take, or DecodeError and nothing appended; the same each time."""
+def _decode(codecs: list[Any], data: bytes) -> bool:
+    """Rows of one length that the edge can take, or DecodeError and nothing appended; the same each time.
+
+    Returns whether the message was taken.
+    """
     codec, message = codecs[data[0] % len(codecs) if data else 0], data[1:]
     rows, again = Rows(["kept"], [1], [0.5]), Rows()
     try:
@@ -75,7 +79,7 @@ def _decode(codecs: list[Any], data: bytes) -> None:
     except DecodeError as refused:
         expect_documented(refused, REJECT_REASONS)
         assert (rows.channel, rows.time_ns, rows.value) == (["kept"], [1], [0.5]), "half a message was appended"
-        return
+        return False
     codec.decode(message, again)
     assert repr(rows) == repr(Rows(["kept", *again.channel], [1, *again.time_ns], [0.5, *again.value]))
     assert len(again.channel) == len(again.time_ns) == len(again.value)
@@ -87,6 +91,7 @@ def _decode(codecs: list[Any], data: bytes) -> None:
         if isinstance(value, str):
             value.encode()  # half of a surrogate pair would fail later, where nobody expects it
         channel.encode()
+    return True
 
 
 # ---------------------------------------------------------------- framing
@@ -219,6 +224,7 @@ _HARD_JSON = (
     b'{"a":' * 2000,
     b"[1,2]",
     b"\xff\xfe",
+    b'{"value": 1, "skipped\xff": 2}',
     b"",
     b"\0",
 )

@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from tests.world.wires import DOWN, SimSession, Wire
@@ -259,6 +260,7 @@ def _copy(sessions: dict[str, Kept]) -> dict[str, Kept]:
     return kept
 
 
+@lru_cache
 def _matches(name: str, topic: str) -> bool:
     """MQTT's filters, as far as they are used: `+`, and `$share/GROUP/`."""
     levels: list[Any] = name.split("/")

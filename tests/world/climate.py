@@ -64,10 +64,10 @@ def draw(seed: int, days: float) -> Climate:
     """The climate of a seed. Long runs are calmer, or they would take longer than they are worth."""
     rng = Random(f"climate {seed}")
     slower = max(days, 1.0)
-    window_s = rng.choice((30, 60, 300))
+    window_s = rng.choice((60, 300, 900))
     habits = Habits(
-        rate_per_s=rng.choice((0.02, 0.05, 0.1)) if days > 2 else rng.choice((0.02, 0.05, 0.1, 0.2)),
-        burst=rng.choice((2, 4, 8, 16)),
+        rate_per_s=0.02 if days > 2 else rng.choice((*(0.02,) * 12, 0.1, 0.1, 0.5)),
+        burst=rng.choice((2, 8, 32)),
         late=rng.choice((0.0, 0.05, 0.2)),
         late_s=rng.choice((60.0, 600.0, 7200.0)),
         again=rng.choice((0.0, 0.05)),
@@ -89,12 +89,12 @@ def draw(seed: int, days: float) -> Climate:
     return Climate(
         settings=settings,
         habits=habits,
-        tick_s=rng.choice((10.0, 30.0, 60.0)),
+        tick_s=rng.choice((15.0, 60.0, 120.0)),
         snapshot_s=rng.choice((600.0, HOUR_S, 6 * HOUR_S)),
         ids=rng.choice((20, 200, 65_535)),
         ahead=rng.choice((10, 100, 8192)),
         latency_s=rng.choice((0.005, 0.05, 0.5)),
-        edge_acts=rng.choice((0.0, 100.0, 1000.0, 5000.0)) * slower,
+        edge_acts=rng.choice((0.0, 200.0, 1000.0, 5000.0)) * slower,
         ingester_acts=rng.choice((0.0, 20.0, 200.0, 2000.0)) * slower,
         ingesters=rng.choice((1, 2, 2, 3)),
         every_s={

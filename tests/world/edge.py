@@ -61,8 +61,8 @@ class Settings:
     intake_samples: int = 16_384
     receipt_timeout_s: float = 10.0
     max_rate_bytes_per_s: float = 0.0
-    heartbeat_ns: int = 1800 * SECOND_NS
-    ledger_ns: int = 600 * SECOND_NS
+    heartbeat_ns: int = 3600 * SECOND_NS
+    ledger_ns: int = 1800 * SECOND_NS
     series: int = 1000
 
 

@@ -56,8 +56,6 @@ class Witness:
         self._record = record
         self._database = database
         self._fail = fail
-        self._seen: set[tuple[str, float]] = set()
-        """(topic, time or value) of all samples that were committed, whatever their verdict."""
         self._published: dict[bytes, tuple[str, bytes]] = {}
         self._receipted: set[bytes] = set()
         self.new_store()
@@ -65,6 +63,8 @@ class Witness:
     def new_store(self) -> None:
         self.disks += 1
         self.shadow = Operators(_no_history)
+        self._seen: set[tuple[str, float]] = set()
+        """(topic, time or value) of all samples that were committed, whatever their verdict."""
         self._rows: dict[int, OutboxRow] = {}
         self._lanes: dict[int, Lane] = {}
         self._limits: dict[Lane, int] = {}
@@ -224,6 +224,8 @@ class Witness:
         """An ingester sends a receipt: all that it does not reject must be in the database."""
         assert correlation is not None
         self.receipts += 1
+        if correlation in self._receipted:
+            return  # it was looked for before, and nothing leaves the database
         topic, frame_bytes = self._published[correlation]
         receipt = decode_receipt(payload)
         if receipt.refused:
@@ -247,6 +249,8 @@ def _comparable(operators: Operators) -> dict[str, list[str]]:
     # Since when a series was expected counts until it has a sample; a replay knows it earlier in the block.
     seen = operators.snapshot()["seen_ns"]
     alarms.known_ns = [(series, ns) for series, ns in alarms.known_ns if not seen[series]]
+    alarms.open.sort(key=lambda alarm: alarm[:2])  # the journal has samples by series, not all in order of arrival
+    alarms.last_ns.sort()
     return {"alarms": [repr(alarms)]} | {
         name: list(map(repr, array.tolist())) for name, array in operators.snapshot().items() if name != "alarms"
     }

@@ -36,7 +36,6 @@ from tests.world.sensors import T0_NS, Sensors, profile
 from tests.world.witness import Witness
 
 DAY_S = 86_400.0
-import os; TRACE=bool(os.environ.get("TRACE"))
 LAST_EVENTS = 50
 DRAINED_WITHIN_S = 12 * HOUR_S
 LOOK_S = 30.0
@@ -118,7 +117,6 @@ class World:
         self._events += 1
         self._digest.update(f"{now_s:.6f}{who}{what}\n".encode())
         self._last.append((now_s, who, what))
-        if TRACE: print(f"{now_s / DAY_S:9.5f} d  {who:16} {what}")
 
     def fail(self, why: str) -> None:
         """A promise is broken: the world ends here."""
@@ -197,6 +195,13 @@ class World:
         self._calm_down()
         await self._drain()
         assert self.edge is not None
+        ledger = self.edge.operators.ledger
+        self.counts |= {
+            "samples": int(ledger.produced.sum()),
+            "stored": int(ledger.stored.sum()),
+            "rejected": int(ledger.rejected.sum()),
+            "dropped": int(ledger.dropped.sum()),
+        }
         account.hold(self.edge.operators, self.witness, self.database, self.fail)
         self.edge.stop()
         await asyncio.sleep(LOOK_S)
@@ -397,7 +402,7 @@ class World:
 
     async def _settings(self) -> None:
         """At the next start the windows have another length."""
-        self.climate.settings.profile = profile(self._rng.choice((30, 60, 300)))
+        self.climate.settings.profile = profile(self._rng.choice((60, 300, 900)))
         await self._stop()
 
     async def _disk_loss(self) -> None:
