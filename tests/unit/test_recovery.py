@@ -70,7 +70,7 @@ class Edge:
         alarms = []
         if tick_s:
             tick_ns = T0_NS + int(tick_s * SECOND_NS)
-            pending.tick(tick_ns)
+            pending.tick(tick_ns, was_idle=operators.tick_was_idle)
             alarms = operators.tick(tick_ns)
         if deltas:
             operators.apply(deltas)
