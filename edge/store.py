@@ -74,7 +74,7 @@ SNAPSHOT_PIECE_BYTES = 32 << 10
 """Compressed whole, the state of 1,000 series costs 18 MB of RSS for a moment; in pieces it does not show."""
 SNAPSHOT_TRANSACTION_BYTES = 256 << 10
 FULL_FROM_BYTES = 1 << 20
-"""SQLite says "full" of the disk as well: of the file only where it has less room than this, and what is to be added."""
+"""SQLite says "full" of the disk as well: of the file only where it has less room than this and what is added."""
 DEAD_LETTERS_MAX = 1000
 DEAD_LETTERS_BYTES_MAX = 4 << 20
 DEAD_LETTER_BYTES_MAX = 4096

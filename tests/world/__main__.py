@@ -51,7 +51,9 @@ def main() -> int:
                 continue
             done_days += outcome.days
             totals.update(outcome.counts)
-            print(f"seed {outcome.seed}: {outcome.days:g} d, {outcome.events} events, {outcome.digest}", file=sys.stderr)
+            print(
+                f"seed {outcome.seed}: {outcome.days:g} d, {outcome.events} events, {outcome.digest}", file=sys.stderr
+            )
     took_s = time.perf_counter() - begun_s
     told = {"days": done_days, "violations": bad, "days_per_minute": round(done_days / took_s * 60, 1), **totals}
     print(json.dumps(told))

@@ -61,7 +61,9 @@ class Kept:
 class Broker:
     """See the module's docstring."""
 
-    def __init__(self, name: str, rng: random.Random, note: Callable[[str, str], None], *, ids: int, ahead: int) -> None:
+    def __init__(
+        self, name: str, rng: random.Random, note: Callable[[str, str], None], *, ids: int, ahead: int
+    ) -> None:
         """`ids`: packet ids after which they begin again; `ahead`: messages in flight to one client."""
         self.name = name
         self.rng = rng

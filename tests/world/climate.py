@@ -97,9 +97,7 @@ def draw(seed: int, days: float) -> Climate:
         edge_acts=rng.choice((0.0, 200.0, 1000.0, 5000.0)) * slower,
         ingester_acts=rng.choice((0.0, 20.0, 200.0, 2000.0)) * slower,
         ingesters=rng.choice((1, 2, 2, 3)),
-        every_s={
-            fault: HOUR_S * slower * rng.choice((0.3, 1.0, 4.0, 12.0)) for fault in FAULTS if rng.random() < 0.6
-        },
+        every_s={fault: HOUR_S * slower * rng.choice((0.3, 1.0, 4.0, 12.0)) for fault in FAULTS if rng.random() < 0.6},
         outage_s=HOUR_S * rng.choice((0.02, 0.5, 4.0, 12.0)),
         clock_s=rng.choice((1.0, 120.0, HOUR_S)),
         unwell=Unwell(*(rng.choice((0.0, 0.0, 0.02, 0.1)) for _ in range(4))),

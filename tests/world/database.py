@@ -47,6 +47,9 @@ class Database:
         self.most_bytes = 1 << 20
         self.bad_of = 0
         """One key in so many is never taken; 0: all are."""
+        self.contested: set[tuple[str, int]] = set()
+        """(topic, time) of what came twice, with two values, when the journal had forgotten that time: both go raw, and
+        which one stays is open (docs/reliability.md)."""
         self._rng = rng
         self._note = note
         self._fail = fail
@@ -60,7 +63,9 @@ class Database:
     def holds(self, line: bytes) -> bool:
         key, content = split(line)
         held = self.points.get(key)
-        return held == content or (held is not None and _fields(content).items() <= _fields(held).items())
+        if held is None or held == content:
+            return held == content
+        return _fields(content).items() <= _fields(held).items() or place(key) in self.contested
 
     def land(self, lines: list[bytes]) -> None:
         """The lines are stored."""
@@ -73,6 +78,8 @@ class Database:
     def _joined(self, key: bytes, before: bytes, content: bytes) -> bytes:
         """As InfluxDB has it: fields that were not there are added. None may get another value."""
         old, new = _fields(before), _fields(content)
+        if b"value" in new and place(key) in self.contested:
+            return content
         if any(old.get(name, value) != value for name, value in new.items()):
             self._fail(f"{key.decode()} was written with {before.decode()!r}, and now with {content.decode()!r}")
         return b",".join(name + b"=" + value for name, value in (old | new).items())
@@ -133,6 +140,13 @@ class SinkPort:
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def place(key: bytes) -> tuple[str, int]:
+    """(topic, time) of a point of a sensor's series."""
+    name, _, time_ns = key.decode().rpartition(" ")
+    of = dict(tag.split("=") for tag in name.split(",")[1:])
+    return f"plant/{of['device']}/{of['channel']}", int(time_ns)
 
 
 def _fields(content: bytes) -> dict[bytes, bytes]:

@@ -7,6 +7,7 @@ the clock.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class EdgeLife(Life):
             copies.append((shutil.copyfile(file, file.with_name(file.name + ".left")), file))
         self.store.close()
         for copy, file in copies:
-            Path(copy).rename(file)
+            os.rename(copy, file)
 
     def _history(self, series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
         return self.pump.history(series, lo_ns, hi_ns)
@@ -260,5 +261,3 @@ def lose_disk(path: Path) -> None:
     """The disk is replaced by an empty one."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-

@@ -35,7 +35,7 @@ class Life:
         self._note = note
         self._fail = fail
         self._fuse = fuse
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._context = contextvars.copy_context()
         self._context.run(OWNER.set, self)
         self._looks = False
@@ -69,8 +69,8 @@ class Life:
         return task
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     def _one_ended(self, task: asyncio.Task[Any]) -> None:
         if self.alive and not task.cancelled() and (error := task.exception()) is not None:
@@ -106,7 +106,7 @@ class Life:
             await asyncio.wait(tasks, timeout=0.001)
 
 
-def task_factory(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+def task_factory(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
     """Makes tasks, and lets the process that they belong to know."""
     task = asyncio.Task(work, loop=loop, **options)
     owner = OWNER.get()

@@ -83,7 +83,7 @@ class Thread:
         result, failure = None, None
         try:
             result = function(*arguments)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  as an executor does: it goes to who waits
             failure = error
         if self._step(f"{name} {'fails' if failure else 'is done'}"):
             asyncio.get_running_loop().call_later(self._delay_s(), self._tell, answer, result, failure, name)

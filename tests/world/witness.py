@@ -135,9 +135,9 @@ class Witness:
                 continue
             lane = self._lanes.pop(seq)
             was_published = seq <= self._limits.get(lane, 0)
-            if was_published and self._correlation(row) not in self._receipted:
-                if not (self.is_pressed and set(row.custody.series.tolist()) <= unconfirmed):
-                    self._fail(f"frame {seq} ({row.leaf}) is removed without a receipt, and may have been published")
+            may_go = self.is_pressed and set(row.custody.series.tolist()) <= unconfirmed
+            if was_published and self._correlation(row) not in self._receipted and not may_go:
+                self._fail(f"frame {seq} ({row.leaf}) is removed without a receipt, and may have been published")
 
     def _correlation(self, row: OutboxRow) -> bytes:
         return self._epoch.to_bytes(8, "big") + row.seq.to_bytes(8, "big") + row.digest
@@ -170,7 +170,9 @@ class Witness:
                 self._fail(f"message {number} ({topic} = {value}) came once, and is accepted twice")
             accepted[time_ns] = value
         elif verdict == BEHIND_JOURNAL:
-            self.behind.setdefault(topic, {})[time_ns] = value
+            behind = self.behind.setdefault(topic, {})
+            if behind.setdefault(time_ns, value) != value:
+                self._database.contested.add((topic, time_ns))
         self._seen.add(known)
 
     def snapshot_is_whole(self, after_block: int) -> None:

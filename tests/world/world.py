@@ -395,6 +395,8 @@ class World:
         self._offset_ns = int(self._rng.uniform(-1, 1) * self.climate.clock_s * 1e9)
         self._most_offset_ns = max(self._most_offset_ns, self._offset_ns)
         self.note("clock", f"is {self._offset_ns / 1e9:.3f} s ahead")
+        await self._for_a_while(600.0)
+        self._offset_ns = self._rng.choice((0, 0, self._offset_ns // 1000))
 
     async def _stop(self) -> None:
         if self.edge is not None:
