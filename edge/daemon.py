@@ -103,6 +103,7 @@ async def _serve(config: EdgeConfig, recovered: Recovered, history: _History, ex
         committed=store.committed(),
         recent=recovered.recent,
         snapshot_block=recovered.snapshot_block,
+        born_ns=store.born_ns,
         changed=recovered.changed,
         commit_delay_s=config.store.commit_delay.s,
         when_full=config.store.when_full,

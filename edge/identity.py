@@ -106,7 +106,8 @@ class Admission:
 
     def replay(self, batch: SampleBatch, verdict: Bytes) -> None:
         """Take over a batch of the journal, whose times and verdicts stand."""
-        good = verdict == ACCEPTED
+        # What went raw lies behind its series' last sample, but for that of windows which are passed by (edge/pump.py).
+        good = (verdict == ACCEPTED) | (verdict == BEHIND_JOURNAL)
         np.maximum.at(self._last, batch.series[good], batch.time_ns[good])
 
     def snapshot(self) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices.errors import StoreCorrupt, StoreError, StoreFull
-from devices.model import REJECT_REASONS, Alarm, Floats, Int64s, SeriesSpec
+from devices.model import REJECT_REASONS, Alarm, Bytes, Floats, Int64s, SampleBatch, SeriesSpec
 from edge import journal
 from edge.clock import TICK_S, Clock
 from edge.custody import BuriedFrame, Commit, Committed, JournalRow, OutboxRow
@@ -98,11 +98,13 @@ class Pump:
         committed: Committed,
         recent: Recent,
         snapshot_block: int,
+        born_ns: int,
         changed: dict[int, SeriesSpec],
         commit_delay_s: float,
         when_full: str,
         keep: Keep,
     ) -> None:
+        """`born_ns`: of a store that followed one set aside (edge/store.py), else 0."""
         self._operators = operators
         self._registry = registry
         self._intake = intake
@@ -133,6 +135,7 @@ class Pump:
         self._last_snapshot_s = 0.0
         self._snapshot_due_s = 0.0
         self._snapshot_block = snapshot_block
+        self._born_ns = born_ns
         self._samples_since_snapshot = SNAPSHOT_SAMPLES  # one soon after a start: the replay must not grow
         self._changed = changed
         """Settings that count by now, and that only the journal has: they go with the next snapshot."""
@@ -217,11 +220,22 @@ class Pump:
         verdict = self._operators.admission.admit(
             batch, drained.arrived_ns, self._clock.now_ns(), journal_floor_ns=floor_ns
         )
+        if self._born_ns:
+            self._pass_by_windows(batch, verdict)
         alarms = self._operators.samples(batch, drained.arrived_ns, verdict)
         pending.add(batch, verdict, int(drained.arrived_ns[0]))
         self.samples += len(batch)
         self._recent.add(batch, verdict)
         self._raise(pending, alarms)
+
+    def _pass_by_windows(self, batch: SampleBatch, verdict: Bytes) -> None:
+        """Windows that began before the store's birth, or no further ahead of it than samples may be, may have been
+        published out of the store before it. A second summary would replace the first: their samples go raw."""
+        specs = self._operators.specs
+        window_ns = np.array([spec.window_ns for spec in specs], np.int64)[batch.series]
+        reached_ns = self._born_ns + np.array([spec.max_ahead_ns for spec in specs], np.int64)[batch.series]
+        first_ns = -(-reached_ns // window_ns) * window_ns
+        verdict[(verdict == ACCEPTED) & (batch.time_ns < first_ns)] = BEHIND_JOURNAL
 
     def _tick(self, now_s: float) -> None:
         tick_ns = self._clock.tick_ns()

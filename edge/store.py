@@ -2,7 +2,7 @@
 
 Layout (SQLite, version in `meta`)
 
-  meta        key, value                     schema, epoch, gateway
+  meta        key, value                     schema, epoch, born: when it was made in the place of one set aside
   series      id, spec                       append-only; the int32 index of a series is its id
   journal     id, samples, first_ns, last_ns, high_ns, crc, block     a ring: what arrived lately (edge/journal.py)
   outbox      seq, lane, leaf, created_ns, digest, custody, frame     frames that await a receipt
@@ -30,13 +30,15 @@ and keeps its size. So on a disk that is full later, deleting and inserting stil
 is full a commit raises StoreFull and changes nothing; what must go first is decided in edge/retention.py.
 
 A file that is damaged or newer than this program is set aside whole, under a name that says so, and
-reported; the daemon starts with an empty one.
+reported; the daemon starts with an empty one. What the other has published it does not know, so it opens no
+window that began before its birth (edge/pump.py): such samples go raw.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import io
 import logging
 import os
@@ -65,6 +67,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
+ASIDE = ".aside-"
 PAGE_BYTES = 4096
 WAL_SHARE = 8
 """One part in so many of `max_size` is the WAL's."""
@@ -105,9 +108,13 @@ class Store:
         self.set_aside: str = ""
         """Where the file that was found damaged lies now; "" when none was."""
         self.epoch = int.from_bytes(self._meta("epoch"), "big")
+        self.born_ns = int.from_bytes(self._meta("born"), "big")
+        """UTC at which it followed a file that was set aside; 0: it followed none."""
         self._journal_bytes = self._one("SELECT sum(length(block)) FROM journal", default=0)
         self._journal_from_ns = self._oldest_ns()
-        self._high_ns = self._one("SELECT high_ns FROM journal ORDER BY id DESC LIMIT 1", default=-(1 << 62))
+        # Where all of the journal has been trimmed, it reached as far as what has left it.
+        last_high = "SELECT high_ns FROM journal ORDER BY id DESC LIMIT 1"
+        self._high_ns = self._one(last_high, default=self.journal_floor_ns())
 
     # -- opening -------------------------------------------------------------------------------------
 
@@ -513,6 +520,8 @@ def _make(path: Path, max_size_bytes: int) -> None:
         leftover.unlink(missing_ok=True)
     wal_bytes = _wal_share(max_size_bytes)
     file_bytes = max_size_bytes - wal_bytes
+    # Looked for, not told: a crash may come between setting aside and this.
+    born_ns = time.time_ns() if any(path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*")) else 0
     try:
         db = sqlite3.connect(new, isolation_level=None)
         try:
@@ -521,7 +530,12 @@ def _make(path: Path, max_size_bytes: int) -> None:
             db.execute("PRAGMA synchronous = OFF")
             db.executescript(_SCHEMA)
             db.executemany(
-                "INSERT INTO meta VALUES (?, ?)", [("schema", SCHEMA_VERSION), ("epoch", secrets.token_bytes(8))]
+                "INSERT INTO meta VALUES (?, ?)",
+                [
+                    ("schema", SCHEMA_VERSION),
+                    ("epoch", secrets.token_bytes(8)),
+                    ("born", born_ns.to_bytes(8, "big")),
+                ],
             )
             db.execute("CREATE TABLE fill (data BLOB)")
             piece = 64 * PAGE_BYTES
@@ -551,7 +565,7 @@ def _make(path: Path, max_size_bytes: int) -> None:
 def _set_aside(path: Path, why: str) -> Path:
     """Move a file that cannot be used, and what SQLite keeps beside it, out of the way."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    aside = path.with_name(f"{path.name}.aside-{stamp}-{secrets.token_hex(2)}")
+    aside = path.with_name(f"{path.name}{ASIDE}{stamp}-{secrets.token_hex(2)}")
     path.rename(aside)
     for suffix in ("-wal", "-shm"):
         if _beside(path, suffix).exists():

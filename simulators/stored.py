@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sqlite3
 import urllib.error
@@ -172,7 +173,7 @@ class InfluxStored:
             with error:
                 said = error.read().decode(errors="replace").strip()
             raise SinkUnreadable(f"{self._url} answers {error.code} to {query!r}: {said}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise SinkUnreadable(f"{self._url} does not answer {query!r}: {error}") from None
         result = answer["results"][0]
         if "error" in result:

@@ -28,6 +28,7 @@ def demo(spawn, tmp_path):
 
 def check(process, report):
     """What must hold of every demo, however long it was."""
+    assert report.exists(), f"ended with {process.returncode}, and without a report:\n{process.output()}"
     account = json.loads(report.read_text())
     said = f"{json.dumps(account, indent=1)}\n{process.output()}"
     assert process.returncode == 0, said

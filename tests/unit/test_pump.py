@@ -166,6 +166,7 @@ class Gateway:
             committed=store.committed(),
             recent=self.recovered.recent,
             snapshot_block=self.recovered.snapshot_block,
+            born_ns=store.born_ns,
             changed=self.recovered.changed,
             commit_delay_s=0.005,
             when_full=when_full,
@@ -554,6 +555,27 @@ def test_a_restart_goes_on_where_the_last_commit_was(tell: Callable[..., Gateway
     assert gateway.totals() == {"produced": 180, "stored": 171, "waiting": 9, "rejected": 0, "dropped": 0}
     assert {row[2] for row in link.points.values()} == {3}
     assert link.doubles == 0
+
+
+def test_windows_that_began_before_the_store_was_born_go_raw(tell: Callable[..., Gateway]) -> None:
+    rng = np.random.default_rng(1)
+
+    async def story(gateway: Gateway) -> None:
+        gateway.pump._born_ns = T0_NS + 10 * SECOND_NS + 1
+        gateway.connect()
+        series(gateway, 1, max_ahead_ns=0)
+        gateway.now_ns = T0_NS + 11 * SECOND_NS + 1
+        times = [T0_NS + 9 * SECOND_NS, T0_NS + 10 * SECOND_NS + 2, gateway.now_ns - 1, gateway.now_ns]
+        gateway.feed.put(batch(1, times, rng))
+        await until(lambda: gateway.feed.acknowledged == 1)
+        gateway.now_ns += 10 * SECOND_NS
+        gateway.feed.put(batch(1, [gateway.now_ns], rng))
+        await until(lambda: gateway.link.samples() == 4)
+
+    gateway = tell(story)
+    gateway.balance()
+    assert sorted(time_ns for _, time_ns in gateway.link.raw) == [T0_NS + 9 * SECOND_NS, T0_NS + 10 * SECOND_NS + 2]
+    assert list(gateway.link.points) == [("c0", T0_NS + 11 * SECOND_NS)]
 
 
 def test_lane_of_frames_after_a_restart_is_the_one_they_had(tell: Callable[..., Gateway]) -> None:

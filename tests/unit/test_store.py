@@ -224,6 +224,34 @@ def test_commits_go_between_the_pieces_of_a_snapshot(path: Path) -> None:
     store.close()
 
 
+def test_how_far_the_journal_reached_is_known_after_all_of_it_was_trimmed(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(block=b"1", samples=1, first_ns=19, last_ns=19))
+    store.commit(Commit(trim_journal_to=1))
+    store = reopened(store)
+    store.commit(Commit(block=b"2"))
+    store.commit(Commit(trim_journal_to=2))
+    assert store.journal_floor_ns() == 19
+    store.close()
+
+
+def test_a_store_that_follows_one_set_aside_knows_when_it_was_born(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    assert store.born_ns == 0
+    store.close()
+    path.write_bytes(b"not a store" * 1000)
+    store = Store.open(path, 8 * MIB)
+    born_ns = store.born_ns
+    assert born_ns > 0
+    store = reopened(store)
+    assert store.born_ns == born_ns
+    store.close()
+    path.unlink()  # as after a crash between setting aside and making
+    store = Store.open(path, 8 * MIB)
+    assert store.born_ns > born_ns
+    store.close()
+
+
 def test_what_a_crash_left_of_a_snapshot_is_removed_at_the_next_open(path: Path) -> None:
     store = Store.open(path, 8 * MIB)
     store.commit(Commit(block=b"1"))

@@ -141,6 +141,7 @@ def _outages_that_fill(climate: Climate) -> None:
 
 def _new_disks(climate: Climate) -> None:
     climate.every_s |= {"disk_loss": HOUR_S, "uplink_broker": 0.3 * HOUR_S}
+    climate.every_s.pop("clock", None)
 
 
 def _short_journal(climate: Climate) -> None:

@@ -27,6 +27,7 @@ FAULTS = (
     "nobody",
     "sink_down",
     "disk",
+    "disk_loss",
     "clock",
     "stop",
     "settings",
@@ -76,16 +77,24 @@ def draw(seed: int, days: float) -> Climate:
         window_s=window_s,
     )
     settings = Settings(
-        max_size=MIB + rng.choice((160, 256, 384, 1024)) * KIB,
+        max_size=MIB + rng.choice((112, 144, 256, 1024)) * KIB,
         when_full=rng.choice(("degrade", "degrade", "degrade", "block", "drop_oldest")),
-        keep=Keep(rng.choice((16, 64, 128)) * KIB, int(rng.choice((1, 12, 1000)) * HOUR_S) * SECOND_NS),
+        keep=Keep(rng.choice((8, 16, 128)) * KIB, int(rng.choice((1, 12, 1000)) * HOUR_S) * SECOND_NS),
         commit_delay_s=rng.choice((0.25, 5.0, 30.0)),
-        window_bytes=rng.choice((2, 16, 1024)) * KIB,
+        window_bytes=rng.choice((16, 64, 1024)) * KIB,
         profile=profile(window_s),
         receive_maximum=8192,
         intake_samples=rng.choice((16, 16_384)),
         max_rate_bytes_per_s=rng.choice((0.0, 0.0, 2000.0)),
     )
+    every_s = {
+        fault: HOUR_S * slower * rng.choice((0.3, 1.0, 4.0, 12.0))
+        for fault in FAULTS
+        if rng.random() < (0.1 if fault == "disk_loss" else 0.6)
+    }
+    if "disk_loss" in every_s:
+        # Of a store that is gone, under a clock that was ahead, nobody knows how far its windows reached.
+        every_s.pop("clock", None)
     return Climate(
         settings=settings,
         habits=habits,
@@ -97,8 +106,8 @@ def draw(seed: int, days: float) -> Climate:
         edge_acts=rng.choice((0.0, 200.0, 1000.0, 5000.0)) * slower,
         ingester_acts=rng.choice((0.0, 20.0, 200.0, 2000.0)) * slower,
         ingesters=rng.choice((1, 2, 2, 3)),
-        every_s={fault: HOUR_S * slower * rng.choice((0.3, 1.0, 4.0, 12.0)) for fault in FAULTS if rng.random() < 0.6},
-        outage_s=HOUR_S * rng.choice((0.02, 0.5, 4.0, 12.0)),
+        every_s=every_s,
+        outage_s=HOUR_S * rng.choice((0.02, 0.5, 4.0, 12.0, 24.0)),
         clock_s=rng.choice((1.0, 120.0, HOUR_S)),
         unwell=Unwell(*(rng.choice((0.0, 0.0, 0.02, 0.1)) for _ in range(4))),
         moods=Moods(*(rng.choice((0.0, 0.0, 0.02, 0.1)) for _ in range(4))),

@@ -35,7 +35,7 @@ from edge.registry import Registry
 from edge.report import Reporter
 from edge.retention import Keep
 from edge.seal import Sealer, will
-from edge.store import Store, StoreThread
+from edge.store import ASIDE, Store, StoreThread
 from edge.uplink import Uplink
 from tests.world.broker import Broker
 from tests.world.life import Life
@@ -86,7 +86,7 @@ class Disk:
         except StoreFull:
             self._witness.is_pressed = True
             raise
-        self._witness.committed(commit, done.usage.used_bytes, done.usage.limit_bytes)
+        self._witness.committed(commit, done.usage)
         return done
 
     def snapshot_steps(self, after_block: int, *rest: Any) -> Iterator[None]:
@@ -122,7 +122,8 @@ class EdgeLife(Life):
         self.path, self._witness, self._is_told = path, witness, False
         recovered = recover(path, settings.max_size, self._history)
         self.store, self.operators = recovered.store, recovered.operators
-        witness.opened(self.store.epoch, self.operators, recovered.outbox, self.store.send_limits())
+        limits, usage = self.store.send_limits(), self.store.usage()
+        witness.opened(self.store.epoch, self.operators, recovered.outbox, limits, usage)
         clock = Clock(now_ns, lambda: round(asyncio.get_running_loop().time() * 1e9))
         clock.resume(self.operators.last_tick_ns)
         disk = cast(Store, Disk(self.store, witness, trouble))
@@ -130,8 +131,8 @@ class EdgeLife(Life):
         thread = StoreThread(disk, executor)
 
         registry = Registry(self.operators, settings.series)
-        limits = IntakeLimits(max_samples=settings.intake_samples)
-        self.intake = Intake(limits, clock.now_ns, registry.resolve, gateway=GATEWAY)
+        intake_limits = IntakeLimits(max_samples=settings.intake_samples)
+        self.intake = Intake(intake_limits, clock.now_ns, registry.resolve, gateway=GATEWAY)
         codec = load("codecs", settings.profile.codec.name)(settings.profile.codec.options)
         options = MqttOptions(broker="mqtt://sensors", topics=[TOPICS], receive_maximum=settings.receive_maximum)
         with mock.patch.object(mqtt, "Session", partial(SimSession, self, sensors, witness.acknowledged)):
@@ -139,7 +140,7 @@ class EdgeLife(Life):
         if "plant" in recovered.unconfirmed:
             source.unconfirmed.restore(recovered.unconfirmed["plant"])
 
-        outbox = Outbox(recovered.outbox, self.store.send_limits(), settings.window_bytes)
+        outbox = Outbox(recovered.outbox, limits, settings.window_bytes)
         self.uplink = Uplink(
             GATEWAY,
             self.store.epoch,
@@ -163,6 +164,7 @@ class EdgeLife(Life):
             committed=self.store.committed(),
             recent=recovered.recent,
             snapshot_block=recovered.snapshot_block,
+            born_ns=self.store.born_ns,
             changed=recovered.changed,
             commit_delay_s=settings.commit_delay_s,
             when_full=settings.when_full,
@@ -257,7 +259,10 @@ class EdgeLife(Life):
         return cast(Session, session)
 
 
-def lose_disk(path: Path) -> None:
-    """The disk is replaced by an empty one."""
-    for suffix in ("", "-wal", "-shm"):
+def damage(path: Path) -> None:
+    """What lies on the disk is no store any more."""
+    path.write_bytes(b"not a store")
+    for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+    for old in path.parent.glob(f"{path.name}{ASIDE}*"):
+        old.unlink()

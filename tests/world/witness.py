@@ -20,7 +20,7 @@ from devices.wire import topics
 from devices.wire.frame import FrameLimits, decode
 from devices.wire.receipt import decode_receipt
 from edge import journal
-from edge.custody import Commit, OutboxRow
+from edge.custody import Commit, OutboxRow, Usage
 from edge.identity import ACCEPTED, BEHIND_JOURNAL
 from edge.operators import Operators
 from edge.retention import START
@@ -76,11 +76,14 @@ class Witness:
 
     # -- the store -----------------------------------------------------------------------------------
 
-    def opened(self, epoch: int, operators: Operators, rows: list[OutboxRow], limits: dict[Lane, int]) -> None:
+    def opened(
+        self, epoch: int, operators: Operators, rows: list[OutboxRow], limits: dict[Lane, int], usage: Usage
+    ) -> None:
         """After a start: what was recovered is what was committed, bit for bit."""
         if self._epoch and epoch != self._epoch:
             self._fail("the store's epoch has changed")
         self._epoch = epoch
+        self.is_pressed = is_pressed(usage)
         if {row.seq for row in rows} != self._rows.keys():
             self._fail(f"the outbox holds {[row.seq for row in rows]}, and should hold {sorted(self._rows)}")
         if any(row.lane != self._lanes[row.seq] for row in rows) or limits != self._limits:
@@ -97,11 +100,11 @@ class Witness:
         if not np.array_equal(self.shadow.open_samples(), operators.open_samples()):
             self._fail(f"the {what} operators hold other samples open than those of a run without crashes")
 
-    def committed(self, commit: Commit, used_bytes: int, limit_bytes: int) -> None:
+    def committed(self, commit: Commit, usage: Usage) -> None:
         """A transaction is durable."""
         self.commits += 1
-        if used_bytes > limit_bytes:
-            self._fail(f"the store uses {used_bytes} of {limit_bytes} bytes")
+        if usage.used_bytes > usage.limit_bytes:
+            self._fail(f"the store uses {usage.used_bytes} of {usage.limit_bytes} bytes")
         if commit.trim_journal_to > self._snapshot:
             self._fail(f"the journal is trimmed to block {commit.trim_journal_to}, past snapshot {self._snapshot}")
         block = journal.decode(commit.block) if commit.block else None
@@ -120,7 +123,7 @@ class Witness:
             if limit < self._limits.get(lane, 0):
                 self._fail(f"the send limit of {lane.name} falls from {self._limits[lane]} to {limit}")
             self._limits[lane] = limit
-        self.is_pressed = used_bytes > limit_bytes * START
+        self.is_pressed = is_pressed(usage)
         for index, spec in commit.new_series:
             self.shadow.set_series(index, spec)
         if block is not None:
@@ -245,12 +248,14 @@ class Witness:
         self._receipted.add(correlation)
 
 
+def is_pressed(usage: Usage) -> bool:
+    return usage.used_bytes > usage.limit_bytes * START
+
+
 def _comparable(operators: Operators) -> dict[str, list[str]]:
     """All state as text, which shows every bit of a float, row by row."""
     alarms = operators.alarms.snapshot()
-    # Since when a series was expected counts until it has a sample; a replay knows it earlier in the block.
-    seen = operators.snapshot()["seen_ns"]
-    alarms.known_ns = [(series, ns) for series, ns in alarms.known_ns if not seen[series]]
+    alarms.known_ns = []  # counts until a series has a sample; a replay knows of the series some ticks earlier
     alarms.open.sort(key=lambda alarm: alarm[:2])  # the journal has samples by series, not all in order of arrival
     alarms.last_ns.sort()
     return {"alarms": [repr(alarms)]} | {

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -28,7 +29,7 @@ from tests.world import account
 from tests.world.broker import Broker, Unwell
 from tests.world.climate import HOUR_S, Climate, draw
 from tests.world.database import Database, Moods
-from tests.world.edge import EdgeLife, lose_disk
+from tests.world.edge import EdgeLife, damage
 from tests.world.ingest import IngesterLife
 from tests.world.life import task_factory
 from tests.world.loop import Stalled, VirtualLoop
@@ -149,10 +150,12 @@ class World:
     @contextmanager
     def ports(self) -> Iterator[None]:
         """What the product takes from its own modules: chance, and how often it looks at the clock."""
-        secrets = mock.Mock()
+        secrets, clock = mock.Mock(), mock.Mock(wraps=time, time_ns=self._edge_ns)
         secrets.token_bytes = Random(f"epoch {self.seed}").randbytes
+        secrets.token_hex = lambda size: Random().randbytes(size).hex()
         with ExitStack() as patches:
             patches.enter_context(mock.patch.object(store_module, "secrets", secrets))
+            patches.enter_context(mock.patch.object(store_module, "time", clock))
             paces = {"TICK_S": self.climate.tick_s, "SNAPSHOT_S": self.climate.snapshot_s, "STORE_FULL_RETRY_S": 5.0}
             for name, seconds in paces.items():
                 patches.enter_context(mock.patch.object(pump_module, name, seconds))
@@ -251,7 +254,7 @@ class World:
             if self._disk_dies:
                 self._disk_dies = False
                 self.note("edge", "loses its disk")
-                lose_disk(self._path)
+                damage(self._path)
                 self.witness.disk_is_lost()
             await asyncio.sleep(self._rng.choice((0.1, 5.0, 600.0)) * self._rng.random())
 
