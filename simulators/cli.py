@@ -1,4 +1,4 @@
-"""`forebay-sim run | demo | chaos | score`."""
+"""`forebay-sim run | demo | chaos | soak | score`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from simulators.records import RecordReader
 from simulators.scenario import load_scenario
 from simulators.score import Report, score
 from simulators.servers import InfluxVersion
+from simulators.soak import Soak, soak_sentences
 from simulators.stored import InfluxStored, SqliteStored, StoredSink
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="The same seed gives the same readings and faults.")]
 T = TypeVar("T")
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report there, as JSON.")]
+Influxdb = Annotated[str, typer.Option(help="Version of the InfluxDB that is started: 1.8 or 2.7.")]
 
 
 @app.command()
@@ -102,7 +104,7 @@ def chaos(
     faults: Annotated[int, typer.Argument(min=0, help="How many faults are drawn: about one every 2.5 s.")],
     seed: Seed = 1,
     report: ReportFile = None,
-    influxdb: Annotated[str, typer.Option(help="Version of the InfluxDB that is started: 1.8 or 2.7.")] = "1.8",
+    influxdb: Influxdb = "1.8",
     only: Annotated[
         str, typer.Option(help=f"Only these kinds of fault, joined by commas: {', '.join(k.name for k in KINDS)}.")
     ] = "",
@@ -115,12 +117,9 @@ def chaos(
 
     Example: forebay-sim chaos 100 --seed 7 --report chaos.json
     """
-    selected, excluded = _kinds(only), _kinds(without)
-    versions: dict[str, InfluxVersion] = {"1.8": "1.8", "2.7": "2.7"}
-    if influxdb not in versions:
-        _fail(f"InfluxDB {influxdb} cannot be started: choose 1.8 or 2.7")
+    selected, excluded, version = _kinds(only), _kinds(without), _version(influxdb)
     place, stop = _new_folder(folder, "chaos"), _stopped_by_signals()
-    run = Chaos(place, faults, seed, versions[influxdb], selected, excluded, typer.echo, stop)
+    run = Chaos(place, faults, seed, version, selected, excluded, typer.echo, stop)
     account = _or_say_why(run.run)
     if not account.holds:
         typer.echo("\nwhat happened, by the seconds of the run:", err=True)
@@ -130,6 +129,33 @@ def chaos(
     typer.echo(f"logs and records are in {place}")
     _write(account, report)
     if not account.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Argument(min=0.1, help="How long it runs.")],
+    seed: Seed = 1,
+    report: ReportFile = None,
+    influxdb: Influxdb = "1.8",
+    folder: Annotated[
+        Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
+    ] = None,
+) -> None:
+    """Run all of Forebay under load for long, a fault now and then; 1 if the account does not hold or a process grows.
+
+    Example: forebay-sim soak 480 --seed 7 --report soak.json
+    """
+    version = _version(influxdb)
+    place, stop = _new_folder(folder, "soak"), _stopped_by_signals()
+    run = Soak(place, 60 * minutes, seed, version, typer.echo, stop)
+    account = _or_say_why(run.run)
+    for sentence in soak_sentences(account):
+        typer.echo(sentence)
+    typer.echo(f"logs and records are in {place}")
+    _write(account, report)
+    if not account.holds:
+        typer.echo("\n".join(["what happened, by the seconds of the run:", *run.log]), err=True)
         raise typer.Exit(1)
 
 
@@ -154,6 +180,13 @@ def score_command(
     account.sink = sink
     typer.echo(msgspec.json.format(msgspec.json.encode(account)).decode())
     _finish(account, report)
+
+
+def _version(text: str) -> InfluxVersion:
+    versions: dict[str, InfluxVersion] = {"1.8": "1.8", "2.7": "2.7"}
+    if text not in versions:
+        _fail(f"InfluxDB {text} cannot be started: choose 1.8 or 2.7")
+    return versions[text]
 
 
 def _kinds(words: str) -> list[str]:

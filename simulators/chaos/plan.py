@@ -73,7 +73,9 @@ class Fault(NamedTuple):
         return f"{self.part} {self.kind}"
 
 
-def draw(count: int, seed: int, without: Collection[str] = (), only: Collection[str] = ()) -> list[Fault]:
+def draw(
+    count: int, seed: int, without: Collection[str] = (), only: Collection[str] = (), spacing_s: float = SPACING_S
+) -> list[Fault]:
     """`count` faults, in order of their beginning. `without`: kinds that cannot be had here; `only`: of these kinds."""
     kinds = [kind for kind in KINDS if kind.name not in without and (not only or kind.name in only)]
     if not kinds:
@@ -88,7 +90,7 @@ def draw(count: int, seed: int, without: Collection[str] = (), only: Collection[
         for_s = source.uniform(kind.shortest_s, kind.longest_s)
         faults.append(Fault(number, kind.name, part, round(at_s, 3), round(for_s, 3), source.getrandbits(32)))
         free_at_s[part] = at_s + for_s + REST_S
-        at_s += source.expovariate(1.0 / SPACING_S)
+        at_s += source.expovariate(1.0 / spacing_s)
     return faults
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from simulators.chaos.account import ChaosReport, account, ledger_balances
 from simulators.chaos.links import LoopThread
 from simulators.chaos.load import LoadThread
-from simulators.chaos.plan import Fault, draw
+from simulators.chaos.plan import SPACING_S, Fault, draw
 from simulators.chaos.world import World, find_faketime, may_mount
 from simulators.records import RecordReader
 from simulators.servers import InfluxVersion
@@ -51,6 +51,10 @@ class Chaos:
     """And of none of these."""
     say: Callable[[str], None]
     stop: threading.Event
+    spacing_s: float = SPACING_S
+    """Mean time between faults."""
+    look: Callable[[World], None] = lambda world: None
+    """Called every WATCH_S while the faults happen."""
     log: list[str] = field(default_factory=list)
     _started_s: float = 0.0
     _ended: list[str] = field(default_factory=list)
@@ -60,7 +64,7 @@ class Chaos:
         self._started_s = time.monotonic()
         missing = {"fill": not may_mount(), "move": not find_faketime()}
         without = {*self.without, *(kind for kind, is_missing in missing.items() if is_missing)}
-        faults = draw(self.count, self.seed, without=without, only=self.only)
+        faults = draw(self.count, self.seed, without=without, only=self.only, spacing_s=self.spacing_s)
         with contextlib.ExitStack() as stack:
             loop = stack.enter_context(LoopThread())
             world = World(self.folder, self.version, self.seed, loop, stack)
@@ -91,6 +95,7 @@ class Chaos:
             if due_s > now_s:
                 self.stop.wait(min(due_s - now_s, WATCH_S))
                 self._watch(world, load)
+                self.look(world)
             else:
                 _, _, what, fault = heapq.heappop(agenda)
                 self._happen(world, what, fault)

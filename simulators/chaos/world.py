@@ -130,13 +130,13 @@ class World:
     brokers: dict[str, Broker] = field(default_factory=dict)
     stored: StoredSink = field(init=False)
     load: Load = field(init=False)
-    _store_folder: Path = field(init=False)
+    store_folder: Path = field(init=False)
     _clock_file: Path = field(init=False)
 
     def build(self) -> None:
         """Start the servers, lay the links, and write all configurations. Raises ForebayError."""
-        self._store_folder = self.folder / "store"
-        self._store_folder.mkdir()
+        self.store_folder = self.folder / "store"
+        self.store_folder.mkdir()
         self._clock_file = self.folder / "clock"
         self._small_disk()
         self.brokers = {
@@ -183,8 +183,8 @@ class World:
             self.skipped["fill"] = "only root may mount the small file system that it fills"
             return
         options = f"size={DISK_BYTES},mode=0700"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "forebay-chaos", str(self._store_folder)], check=True)
-        self.stack.callback(subprocess.run, ["umount", str(self._store_folder)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "forebay-chaos", str(self.store_folder)], check=True)
+        self.stack.callback(subprocess.run, ["umount", str(self.store_folder)], check=True)
 
     def _build_cloud(self) -> None:
         sink = sink_part("influxdb1" if self.version == "1.8" else "influxdb2", self.folder, self.gateway)
@@ -216,7 +216,7 @@ class World:
         plant = scenario()
         tables: dict[str, dict[str, Any]] = {
             "uplink": {"broker": self.links["uplink"].url, "keepalive": "5 s", "receipt_timeout": "2 s"},
-            "store": {"path": str(self._store_folder / "edge.db"), "max_size": STORE_BYTES},
+            "store": {"path": str(self.store_folder / "edge.db"), "max_size": STORE_BYTES},
             "journal": {"keep": JOURNAL_KEEP, "max_size": "16 MiB"},
             "status": {"listen": listen},
             "source.plant": {
@@ -360,7 +360,7 @@ class World:
 
     @property
     def _ballast(self) -> Path:
-        return self._store_folder / "ballast"
+        return self.store_folder / "ballast"
 
     def _fill_disk(self, fault: Fault) -> str:
         size = 0
