@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from devices.errors import ForebayError
 from devices.model import Floats, Int64s
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 SUMMARY_FIELDS = ("span_ms", "count", "mean", "min", "max", "first", "last")
 NOT_SUMMARIES = ("alarm", "ledger", "gateway", "channel")
 
