@@ -5,8 +5,8 @@
 It runs as a process of its own and costs as little as it can, since it shares two cores with what is measured:
 every PUBLISH packet (MQTT 3.1.1, QoS 1) is encoded before the first is sent, and only PUBACKs are counted.
 
-Templates know `{n}` (0, 1, ...), `{device}` (n modulo --devices), `{time_ns}` and `{time_ms}` (start + n * --step-ns)
-and `{value}`; payloads are padded with spaces to --bytes. It prints one JSON object: sent, seconds, per_s.
+Templates know `{n}` (0, 1, ...), `{device}` (n modulo --devices), `{time_ns}` and `{time_ms}` (--start-ns + n *
+--step-ns) and `{value}`; payloads are padded with spaces to --bytes. It prints one JSON object: sent, seconds, per_s.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def publish_packet(topic: str, payload: bytes, packet_id: int) -> bytes:
 
 def encode_all(arguments: argparse.Namespace) -> list[bytes]:
     """One packet a message, in order."""
-    start_ns = time.time_ns()
+    start_ns = arguments.start_ns or time.time_ns()
     packets = []
     for n in range(arguments.count):
         time_ns = start_ns + n * arguments.step_ns
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--topic", default=TOPIC, help="template")
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--bytes", type=int, default=120, help="payloads are padded to this many")
+    parser.add_argument("--start-ns", type=int, default=0, help="time of the first message; 0: now")
     parser.add_argument("--step-ns", type=int, default=1_000_000, help="between the times of two messages")
     parser.add_argument("--window", type=int, default=WINDOW, help="messages in flight at most")
     parser.add_argument("--wait", action="store_true", help="say `ready` when all is encoded, begin at a line on stdin")

@@ -31,7 +31,7 @@ influxdb1() {
 
 telegraf() {
     install_module telegraf-1.39.3 github.com/influxdata/telegraf/cmd/telegraf@v1.39.3 \
-        -tags custom,inputs.mqtt_consumer,outputs.influxdb_v2,outputs.influxdb,parsers.influx,parsers.json
+        -tags custom,inputs.mqtt_consumer,aggregators.basicstats,outputs.influxdb_v2,outputs.influxdb,parsers.influx,parsers.json
 }
 
 check_for_influxdb2() {

@@ -1,0 +1,1 @@
+"""Forebay and Telegraf under `kill -9`, on the same load: `./task bench peers`."""
