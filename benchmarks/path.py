@@ -38,17 +38,23 @@ class RunningPath:
     """Its processes, all of them ready."""
 
     sensors: Broker
+    uplink: Broker
     influxdb: InfluxServer
     edge: Service
     ingester: Service
 
     def produced(self) -> int:
         """Samples that the edge's ledger has taken in. Raises RuntimeError when it rejected or dropped any."""
-        page = self.edge.page("/status")
-        ledger: dict[str, Any] = json.loads(page)["ledger"] if page else {}
+        ledger = self.status("ledger")
         if any(ledger.get("rejected", {}).values()) or any(ledger.get("dropped", {}).values()):
             raise RuntimeError(f"the edge rejected or dropped samples of the load: {ledger}")
         return int(ledger.get("produced", 0))
+
+    def status(self, part: str) -> dict[str, Any]:
+        """A part of the edge's status; empty while it does not answer."""
+        page = self.edge.page("/status")
+        found: dict[str, Any] = json.loads(page)[part] if page else {}
+        return found
 
 
 def sensors_broker(folder: Path) -> Broker:
@@ -61,8 +67,8 @@ def wait_for_subscriber(sensors: Broker, consumer: Process) -> None:
 
 
 @contextmanager
-def running_path(folder: Path) -> Iterator[RunningPath]:
-    """All of it, started in order in `folder`, and ended in reverse."""
+def running_path(folder: Path, *, profile: str = PROFILE, store: str = "") -> Iterator[RunningPath]:
+    """All of it, started in order in `folder`, and ended in reverse. `store`: more lines of the edge's [store]."""
     sensors, uplink = sensors_broker(folder), Broker(folder / "uplink")
     with ExitStack() as ending:
         for broker in (sensors, uplink):
@@ -72,18 +78,18 @@ def running_path(folder: Path) -> Iterator[RunningPath]:
         assert sink.server is not None
         ending.callback(sink.server.stop)
         ingester = ingester_service(folder, uplink, sink)
-        edge = _edge_service(folder, sensors, uplink)
+        edge = _edge_service(folder, sensors, uplink, profile, store)
         for service in (ingester, edge):
             service.process.start()
             ending.callback(service.process.stop)
             service.process.wait_until(service.is_ready, READY_TIMEOUT_S, "ready")
         wait_for_subscriber(sensors, edge.process)
-        yield RunningPath(sensors, sink.server, edge, ingester)
+        yield RunningPath(sensors, uplink, sink.server, edge, ingester)
 
 
-def _edge_service(folder: Path, sensors: Broker, uplink: Broker) -> Service:
+def _edge_service(folder: Path, sensors: Broker, uplink: Broker, profile: str, store: str) -> Service:
     listen = f"127.0.0.1:{free_port()}"
-    (folder / "bench.toml").write_text(PROFILE)
+    (folder / "bench.toml").write_text(profile)
     config = folder / "edge.toml"
     config.write_text(f"""\
 gateway = "bench"
@@ -93,6 +99,7 @@ broker = "{uplink.url}"
 
 [store]
 path = "{folder}/edge.db"
+{store}
 
 [status]
 listen = "{listen}"

@@ -1,6 +1,9 @@
 """One ingester process: what is started, in which order, and how it ends. Only wires.
 
-sink.open ──▶ session.run + writers + /metrics ──▶ SIGTERM: stop reading, finish writes ──▶ goodbye, sink.close
+sink.open ──▶ sessions + writers + /metrics ──▶ SIGTERM: stop reading, finish writes ──▶ goodbye, sink.close
+
+Alarms come over a session of their own: what the broker holds for one session it hands out in order, and a fleet
+that returns with a backlog would put minutes of it before an alarm.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 
 from cloud import metrics as pages
 from cloud.config import Config
 from cloud.ingester import Ingester
 from cloud.metrics import IngestMetrics
-from devices.wire.session import Session
+from devices.wire.session import Session, SessionOptions
 from devices.wire.topics import UP, shared_filter
 
 log = structlog.get_logger("forebay.ingester")
@@ -27,20 +31,14 @@ log = structlog.get_logger("forebay.ingester")
 async def serve(config: Config, ended: asyncio.Event, now_ns: Callable[[], int] = time.time_ns) -> None:
     """Ingest until `ended` is set, then end in order. Raises ConfigError for what can never work."""
     metrics = IngestMetrics()
-    ingester = Ingester(config.sink, config.limits, metrics, now_ns)
-    session = Session(
-        config.session,
-        on_messages=ingester.on_messages,
-        on_connect=ingester.on_connect,
-        on_disconnect=ingester.on_disconnect,
-        on_published=lambda mid, reason: None,  # a receipt that nobody hears: its edge will send the frame again
-    )
-    ingester.link = session
+    ingester, session = _end(config, config.session, metrics, now_ns, [leaf for leaf in UP if leaf != "alarm"])
+    alarm_options = msgspec.structs.replace(config.session, client_id=f"{config.session.client_id}-alarm")
+    alarms, alarm_session = _end(config, alarm_options, metrics.of_alarms(), now_ns, ["alarm"])
 
     def healthy() -> str:
-        return ingester.trouble or session.error or ("" if session.connected else "not yet connected to the broker")
+        unconnected = "" if session.connected and alarm_session.connected else "not yet connected to the broker"
+        return ingester.trouble or alarms.trouble or session.error or alarm_session.error or unconnected
 
-    session.subscribe([(shared_filter(config.broker.group, leaf), 1) for leaf in UP])
     async with contextlib.AsyncExitStack() as ending:
         if config.metrics.listen:
             page, port = await pages.serve(metrics, config.metrics.listen, healthy)
@@ -52,16 +50,34 @@ async def serve(config: Config, ended: asyncio.Event, now_ns: Callable[[], int] 
         await _first_of(asked, opening)
         if not asked.done():
             log.info("ingesting", broker=config.broker.url, group=config.broker.group, client=config.session.client_id)
-            link = _start(session.run(), "session", ending)
-            writers = _start(ingester.run(), "writers", ending)
-            await _first_of(asked, link, writers)
+            links = [_start(one.run(), "session", ending) for one in (alarm_session, session)]
+            writers = [_start(one.run(), "writers", ending) for one in (alarms, ingester)]
+            await _first_of(asked, *links, *writers)
             log.info("ending: what has come is stored, nothing more is read")
-            await _drain(ingester, config.limits.shutdown.s)
+            await _drain([alarms, ingester], config.limits.shutdown.s)
 
 
-async def _drain(ingester: Ingester, at_most_s: float) -> None:
+def _end(
+    config: Config, options: SessionOptions, metrics: IngestMetrics, now_ns: Callable[[], int], leaves: list[str]
+) -> tuple[Ingester, Session]:
+    """One session, subscribed to these topics, and what is done with what it brings."""
+    ingester = Ingester(config.sink, config.limits, metrics, now_ns)
+    session = Session(
+        options,
+        on_messages=ingester.on_messages,
+        on_connect=ingester.on_connect,
+        on_disconnect=ingester.on_disconnect,
+        on_published=lambda mid, reason: None,  # a receipt that nobody hears: its edge will send the frame again
+    )
+    ingester.link = session
+    session.subscribe([(shared_filter(config.broker.group, leaf), 1) for leaf in leaves])
+    return ingester, session
+
+
+async def _drain(ingesters: list[Ingester], at_most_s: float) -> None:
     try:
-        await asyncio.wait_for(ingester.drain(), at_most_s)
+        async with asyncio.timeout(at_most_s):
+            await asyncio.gather(*(ingester.drain() for ingester in ingesters))
     except TimeoutError:
         log.warning("ended before everything was stored; the edges will send the rest again")
 

@@ -51,11 +51,14 @@ _NUMBERS: Final = ("mean", "min", "max", "stddev", "first", "last", "increase")
 """The float64s at the end of SUMMARY_DTYPE, in its order."""
 _BITS: Final = np.array([1 << bit for bit in range(len(_NUMBERS))], np.uint8)
 _WORDS: Final = SUMMARY_DTYPE.itemsize // 8
-_CACHED_KEYS: Final = 65_536
-"""Prefixes of series kept: at some 300 B each 20 MB. A gateway sends the same series again and again."""
-_CACHED_TABLES: Final = 256
-"""Tables of series whose keys are kept together, each of at most `_CACHED_TABLE` series: some 40 MB."""
-_CACHED_TABLE: Final = 1_000
+_CACHED_KEYS: Final = 32_768
+"""Keys of series kept, of at most `_CACHED_CHARACTERS` in their names: at some 300 B each 10 MB, and 50 MB where every
+character is a long one. A gateway sends the same series again and again; longer names are put together each time."""
+_CACHED_CHARACTERS: Final = 128
+_CACHED_TABLE_BYTES: Final = 16 << 20
+"""Of the tables of series whose keys are kept together, in one of two generations; what else is remembered of a
+series is `_SERIES_BYTES`."""
+_SERIES_BYTES: Final = 200
 _AT_ONCE: Final = 700
 """Summaries woven at once: their pieces then stay in a core's cache. 4,096 at once cost a fifth more."""
 
@@ -131,31 +134,44 @@ def _ints(values: Int64s) -> Piece:
     return msgspec.json.encode(values.tolist())[1:-1].split(b",")
 
 
-class _Same:
-    """A table of series as the key of a cache: `decode` gives frames with the same table the same list."""
+class KnownKeys:
+    """The keys of whole tables: `decode` gives frames with the same table the same list.
 
-    __slots__ = ("table",)
+    Two generations, as in `devices.wire.table.KnownTables`; bounded by what the names take.
+    """
 
-    def __init__(self, table: Sequence[WireSeries]) -> None:
-        self.table = table
+    def __init__(self, most_bytes: int = _CACHED_TABLE_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._young: dict[tuple[str, int, str], tuple[Sequence[WireSeries], list[bytes]]] = {}
+        self._old: dict[tuple[str, int, str], tuple[Sequence[WireSeries], list[bytes]]] = {}
 
-    def __hash__(self) -> int:
-        return id(self.table)
+    def of(self, gateway: str, table: Sequence[WireSeries], suffix: str) -> list[bytes]:
+        """The key of each series of a table."""
+        name = gateway, id(table), suffix
+        known = self._young.get(name)
+        if known is None:
+            # A table that is remembered lives, and nothing else has its id.
+            known = self._old.get(name) or (table, _table_keys(gateway, table, suffix))
+            size_bytes = 2 * sum(map(len, known[1])) + _SERIES_BYTES * len(table)  # key, and names in the table
+            if self._bytes + size_bytes > self._most_bytes:
+                self._old, self._young, self._bytes = self._young, {}, 0
+            if size_bytes <= self._most_bytes:
+                self._young[name] = known
+                self._bytes += size_bytes
+        return known[1]
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.table is other.table
+
+def _table_keys(gateway: str, table: Sequence[WireSeries], suffix: str) -> list[bytes]:
+    return [_key(of.quantity + suffix, gateway, of.device, of.channel, of.unit) for of in table]
 
 
-@lru_cache(_CACHED_TABLES)
-def _keys(gateway: str, same: _Same, suffix: str) -> list[bytes]:
-    """The key of each series of a table."""
-    return [_key(of.quantity + suffix, gateway, of.device, of.channel, of.unit) for of in same.table]
+_known_keys = KnownKeys()
 
 
 def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix: str = "") -> list[bytes]:
     """For each row the key of its series, and the space before its fields."""
-    keys_of = _keys if len(table) <= _CACHED_TABLE else _keys.__wrapped__
-    return list(map(keys_of(gateway, _Same(table), suffix).__getitem__, series.tolist()))
+    return list(map(_known_keys.of(gateway, table, suffix).__getitem__, series.tolist()))
 
 
 def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:
@@ -291,14 +307,22 @@ _TAG_SPECIALS: Final = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ "})
 _MEASUREMENT_SPECIALS: Final = str.maketrans({",": r"\,", " ": r"\ "})
 
 
-@lru_cache(_CACHED_KEYS)
 def _key(
     measurement: str, gateway: str, device: str = "", channel: str = "", unit: str = "", detector: str = ""
 ) -> bytes:
+    """The key of a series, and the space that ends it."""
+    names = measurement, gateway, device, channel, unit, detector
+    return (_known_key if sum(map(len, names)) <= _CACHED_CHARACTERS else _made_key)(*names)
+
+
+def _made_key(measurement: str, gateway: str, device: str, channel: str, unit: str, detector: str) -> bytes:
     """Measurement and tags, and the space that ends them. Tags lie in the order of their names, as InfluxDB wants."""
     tags = {"channel": channel, "detector": detector, "device": device, "gateway": gateway, "unit": unit}
     written = "".join(f",{name}={_tag_part(value)}" for name, value in tags.items() if value)
     return f"{_measurement(measurement)}{written} ".encode()
+
+
+_known_key = lru_cache(_CACHED_KEYS)(_made_key)
 
 
 def _measurement(name: str) -> str:

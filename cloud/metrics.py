@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Final
 
@@ -56,6 +57,14 @@ class IngestMetrics:
         self.alarm_latency_s = histogram(
             "alarm_latency_seconds", "From a sample's arrival at the edge to its alarm's storing", _ALARM_BUCKETS_S
         )
+
+    def of_alarms(self) -> IngestMetrics:
+        """The same counts, for the session that brings only alarms: the gauges are about the other one, which
+        stands still first."""
+        alarms = copy.copy(self)
+        for name in ("unsettled_bytes", "reading", "connected", "sink_failing"):
+            setattr(alarms, name, Gauge(name, "Of the alarms' session", registry=None))
+        return alarms
 
 
 async def serve(metrics: IngestMetrics, listen: str, healthy: Callable[[], str]) -> tuple[web.AppRunner, int]:

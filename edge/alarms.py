@@ -87,6 +87,10 @@ class Alarms:
     def open_count(self) -> int:
         return len(self._open)
 
+    def away(self, span_ns: int) -> None:
+        """Nobody listened for so long: who was never heard was not silent in that time."""
+        self._known_ns = {index: known_ns + span_ns for index, known_ns in self._known_ns.items()}
+
     def known_count(self) -> int:
         """How many expected series were first known at some tick."""
         return len(self._known_ns)

@@ -59,6 +59,13 @@ COMMANDS = (
         "Show, from the running gateway: sources, store, link, alarms, and the account of all samples.",
         "forebay-edge status /etc/forebay/edge.toml",
     ),
+    Command(
+        "deadletters",
+        "list, show or replay what could not be read or was refused",
+        "Ask the running gateway for the messages that could not be decoded and frames that the cloud refused: list "
+        "them, show one whole, or replay one, now that a profile or the cloud was put right.",
+        "forebay-edge deadletters /etc/forebay/edge.toml replay 17",
+    ),
 )
 
 
@@ -95,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     made["watch"].add_argument("source", metavar="SOURCE", help="name of the source in the file")
     made["watch"].add_argument("--json", action="store_true", help="JSON lines, as the gateway sends them")
+    letters = made["deadletters"]
+    letters.add_argument("action", choices=("list", "show", "replay"), help="what to do")
+    letters.add_argument("id", type=int, nargs="?", metavar="ID", help="number of a dead letter, for show and replay")
+    letters.add_argument("--json", action="store_true", help="JSON, as the gateway sends it")
     made["status"].add_argument("--json", action="store_true", help="JSON, as the gateway sends it")
     return parser
 
@@ -106,11 +117,13 @@ def _run(arguments: argparse.Namespace, config: EdgeConfig) -> int:
 
         _log_as_json()
         build_in_background()
-        return run(config)
+        return run(config, Path(arguments.config))
     if arguments.command == "check":
         return _check(config, arguments.seconds)
     if arguments.command == "watch":
         return _watch(config, arguments.source, arguments.json)
+    if arguments.command == "deadletters":
+        return _deadletters(config, arguments.action, arguments.id, arguments.json)
     return _status(config, arguments.json)
 
 
@@ -159,6 +172,35 @@ def _status(config: EdgeConfig, as_json: bool) -> int:
     return 0
 
 
+def _deadletters(config: EdgeConfig, action: str, letter_id: int | None, as_json: bool) -> int:
+    if action == "list":
+        with _ask(config, "/deadletters") as answer:
+            body = answer.read()
+        print(body.decode().rstrip() if as_json else "\n".join(_letter_table(json.loads(body))))
+        return 0
+    if letter_id is None:
+        raise ForebayError(f"name the dead letter: forebay-edge deadletters CONFIG {action} ID; `list` shows them")
+    if action == "replay":
+        with _ask(config, f"/deadletters/{letter_id}/replay", "POST") as answer:
+            print(answer.read().decode().rstrip())
+        return 0
+    with _ask(config, f"/deadletters/{letter_id}") as answer:
+        body = answer.read()
+    print(body.decode().rstrip() if as_json else "\n".join(outline(json.loads(body))))
+    return 0
+
+
+def _letter_table(letters: list[dict[str, Any]]) -> Iterator[str]:
+    if not letters:
+        yield "no dead letters"
+        return
+    rows = {}
+    for letter in letters:
+        when = datetime.fromtimestamp(letter["at_ns"] / 1e9, UTC).isoformat(timespec="seconds")
+        rows[str(letter["id"])] = {"when": when, **{k: letter[k] for k in ("source", "reason", "bytes", "detail")}}
+    yield from table(rows, "")
+
+
 def _watch(config: EdgeConfig, source: str, as_json: bool) -> int:
     with _ask(config, f"/watch?source={quote(source, safe='')}") as answer:
         for line in answer:
@@ -181,12 +223,12 @@ class _Asked:
         self._connection.close()
 
 
-def _ask(config: EdgeConfig, path: str) -> _Asked:
-    """GET from the daemon's own port. Raises ForebayError when it does not run, or says no."""
+def _ask(config: EdgeConfig, path: str, method: str = "GET") -> _Asked:
+    """Ask at the daemon's own port. Raises ForebayError when it does not run, or says no."""
     host, port = config.status.address
     connection = http.client.HTTPConnection(host, port, timeout=ASK_S)
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         answer = connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
         connection.close()

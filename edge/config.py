@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -62,6 +63,11 @@ class UplinkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A link on which nothing passed for one and a half times as long is given up."""
     max_rate: Rate | None = None
     """Most that is published in a second, on average; left out: as much as the link takes."""
+    max_per_month: Size | None = None
+    """Most that passes the socket in a month, both ways; left out: no limit. Near it windows are merged; a tenth is
+    kept for alarms; when all is spent they wait too, and only what keeps the link alive goes on."""
+    month_starts: int = 1
+    """Day of the month, 1 to 28, on which `max_per_month` begins anew, at 00:00 UTC."""
     receipt_timeout: Duration = Duration.parse("10 s")
     """A frame without a receipt is published again after this, doubling up to 5 min."""
     window_bytes: Size = Size.parse("1 MiB")
@@ -79,6 +85,10 @@ class UplinkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"`keepalive` lies between 5 s and 65535 s, not at {self.keepalive}")
         if self.max_rate is not None and self.max_rate < 128:
             raise ValueError(f"`max_rate` is at least 128 B/s, not {self.max_rate}: the keepalive needs some of it")
+        if self.max_per_month is not None and self.max_per_month < 1_000_000:
+            raise ValueError(f"`max_per_month` is at least 1 MB, not {self.max_per_month}: an idle gateway needs that")
+        if not 1 <= self.month_starts <= 28:
+            raise ValueError(f"`month_starts` lies between 1 and 28, not at {self.month_starts}")
         if self.receipt_timeout.s < 1:
             raise ValueError(f"`receipt_timeout` is at least 1 s, not {self.receipt_timeout}")
         if not 16 * 1024 <= self.frame_bytes <= self.window_bytes:
@@ -96,12 +106,16 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`degrade`: raw samples go, then old summaries are merged. `block`: sources wait. `drop_oldest`: as named."""
     commit_delay: Duration = Duration.parse("250 ms")
     """Samples are committed, and their sources acknowledged, at the latest after this; up to 60 s spares the disk."""
+    endurance: Size | None = None
+    """Bytes that the disk may be written in its life (makers: TBW), as "36 TB"; `status` says how long it lasts."""
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("`path` names the store's file")
         if self.max_size < 8 * 2**20:
             raise ValueError(f"`max_size` is at least 8 MiB, not {self.max_size}")
+        if self.endurance is not None and self.endurance < 2**30:
+            raise ValueError(f"`endurance` is at least 1 GiB, not {self.endurance}: it is what may be written in all")
         if not 0 < self.commit_delay.ns <= _MAX_COMMIT_DELAY.ns:
             raise ValueError(f"`commit_delay` is longer than 0 and at most {_MAX_COMMIT_DELAY}")
 
@@ -115,6 +129,35 @@ class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """And at most so many bytes of them; when full: the oldest go."""
 
 
+class ClockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[clock]`: when the system's clock is believed. Until then samples without a time of their own are held, and get
+    their true time when it is; alarms are raised all the same."""
+
+    trust_after: str = "2024-01-01"
+    """A clock that nobody synchronises (NTP, PTP) is believed after this UTC date. `never`: only a synchronised one;
+    for a gateway whose clock has no battery, and starts at the time when it was last shut down."""
+    max_held: int = 100_000
+    """Samples that are held until the clock is believed; when full: the older half gets estimated times, quality
+    `clock`."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.trust_after_ns  # noqa: B018
+        except ValueError:
+            raise ValueError(
+                f'`trust_after` is a date such as "2026-03-01", or "never", not {self.trust_after!r}'
+            ) from None
+        if self.max_held < 1000:
+            raise ValueError(f"`max_held` is at least 1000, not {self.max_held}")
+
+    @property
+    def trust_after_ns(self) -> int | None:
+        """UTC; None: never."""
+        if self.trust_after == "never":
+            return None
+        return int(datetime.strptime(self.trust_after, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 10**9
+
+
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[limits]`: bounds on what devices can make the gateway hold."""
 
@@ -126,12 +169,16 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of messages that wait for the pump; when full: as above."""
     message_bytes: Size = Size.parse("64 KiB")
     """Longest message or line of a device; longer ones are rejected as `oversize`."""
+    dead_letters: Size = Size.parse("1 MiB")
+    """Bytes of messages that could not be read and frames that were refused, in the store; when full: the oldest go."""
 
     def __post_init__(self) -> None:
         if self.series < 1:
             raise ValueError("`series` is at least 1")
         if self.intake_samples < 1024:
             raise ValueError("`intake_samples` is at least 1024: batches would be too small to be fast")
+        if not 64 * 1024 <= self.dead_letters <= 64 * 2**20:
+            raise ValueError(f"`dead_letters` lies between 64 KiB and 64 MiB, not at {self.dead_letters}")
         if not 64 <= self.message_bytes <= self.intake_bytes:
             raise ValueError("`message_bytes` lies between 64 and `intake_bytes`")
 
@@ -175,10 +222,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     gateway: str
     """Name of this gateway, unique in the installation: 1 to 64 letters, digits, dots, dashes, underscores."""
-    heartbeat: Duration = Duration.parse("60 s")
-    """How often the gateway tells the cloud that it lives, and how full its store is."""
-    ledger: Duration = Duration.parse("60 s")
-    """How often the accounts of all devices go to the cloud."""
+    heartbeat: Duration = Duration.parse("30 min")
+    """How often the gateway tells the cloud how full its store is; more often for an hour after each connect. That it
+    is lost its broker tells, one and a half `keepalive` after."""
+    ledger: Duration = Duration.parse("15 min")
+    """How often at most the accounts of all devices go to the cloud: when they have changed."""
     profiles: list[str] = []
     """Folders with profiles of your own, searched before the catalog; relative to this file."""
 
@@ -197,6 +245,7 @@ class EdgeConfig(GatewayConfig, frozen=True, kw_only=True):
     uplink: UplinkConfig
     store: StoreConfig
     journal: JournalConfig
+    clock: ClockConfig
     limits: LimitsConfig
     status: StatusConfig
     source: dict[str, SourceConfig]
@@ -218,6 +267,7 @@ SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "uplink": UplinkConfig,
     "store": StoreConfig,
     "journal": JournalConfig,
+    "clock": ClockConfig,
     "limits": LimitsConfig,
     "status": StatusConfig,
 }

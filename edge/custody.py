@@ -67,6 +67,11 @@ class DeadLetter(NamedTuple):
     reason: str
     detail: str
     payload: bytes
+    topic: str = ""
+    size_bytes: int = 0
+    """Of the whole message, of which `payload` may be a part; 0: not known."""
+    id: int = 0
+    """Given by the store."""
 
 
 class BuriedFrame(NamedTuple):
@@ -95,10 +100,14 @@ class Commit:
     to_backfill_above: int | None = None
     """Live frames above this seq, but for those of this commit, move to the lane `backfill`."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    replayed: list[int] = field(default_factory=list)
+    """Ids of dead letters whose content is in this commit."""
     unconfirmed: dict[str, bytes] = field(default_factory=dict)
     """Source -> the messages that its broker may send again (edge/redelivery.py); replaces what was stored."""
     trim_journal_to: int = 0
     """Blocks up to this id go. Never beyond the last whole snapshot."""
+    month: bytes = b""
+    """The account of the month's budget (edge/budget.py); replaces what was stored, if there is one."""
 
 
 class JournalRow(NamedTuple):
@@ -117,7 +126,7 @@ class Usage(NamedTuple):
     limit_bytes: int
     journal_bytes: int
     journal_from_ns: int
-    """`high_ns` of the journal's oldest block: how far back it reaches."""
+    """How far back the journal reaches: `high_ns` of its oldest block with samples; its end, if there is none."""
 
 
 class Committed(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices.errors import ProfileError, StoreError
-from devices.model import SampleBatch, SeriesSpec
+from devices.model import Int64s, SampleBatch, SeriesSpec
 from devices.profiles import load
 from edge.kernels import Filter, detect
 from edge.kernels.detect import EVENT_DTYPE, FUSED, NEVER_NS
@@ -120,6 +120,13 @@ class Filters:
         events = np.concatenate(parts)
         return events[np.lexsort((events["detector"], events["position"]))]
 
+    def shift(self, series: Int64s, by_ns: int) -> None:
+        """The clock by which these series were watched has stepped: what is remembered with its time goes along."""
+        for each in (self._fused, *self._external.values()):
+            own = each.state.array[series]
+            _shift(own, by_ns)
+            each.state.array[series] = own
+
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """A copy of all that the filters remember: by pass, first axis the series."""
         passes = (self._fused, *self._external.values())
@@ -142,6 +149,16 @@ class Filters:
             if name in saved and saved[name].dtype == each.state.array.dtype:
                 each.state.load(saved[name])
         self._count = max(self._count, count)
+
+
+def _shift(records: NDArray[Any], by_ns: int) -> None:
+    """All fields of int64 whose name ends with `_ns`, but for those that were never set."""
+    for name in records.dtype.names or ():
+        field = records[name]
+        if field.dtype.names:
+            _shift(field, by_ns)
+        elif name.endswith("_ns") and field.dtype == np.int64:
+            field[(field != NEVER_NS) & (field != 0)] += by_ns
 
 
 def _params(filter_: type[Filter], spec: SeriesSpec) -> tuple[Any, ...]:

@@ -9,7 +9,8 @@ verdict, in order of arrival:
 - a sample further ahead of the clock than `max_ahead` is `future`, and leaves no trace;
 - a time that the series has had before is a `duplicate` with the same value, a `conflict` with another;
 - an old sample about which the journal cannot tell any more, since it has been trimmed past its time, is
-  BEHIND_JOURNAL: neither accepted nor rejected, it goes raw, where writing it twice changes nothing.
+  BEHIND_JOURNAL: neither accepted nor rejected, it goes raw, where writing it twice changes nothing;
+- what cannot be stamped yet, since the clock is not trusted, is HELD, and RELEASED later (edge/held.py).
 
 The usual sample is later than all of its series before it, and is decided on columns. A series with
 anything else in the batch is walked through sample by sample, and for what lies at or before its last
@@ -36,6 +37,8 @@ FUTURE = 1 + REJECT_REASONS.index("future")
 DUPLICATE = 1 + REJECT_REASONS.index("duplicate")
 CONFLICT = 1 + REJECT_REASONS.index("conflict")
 BEHIND_JOURNAL = 255
+HELD = 254
+RELEASED = 253
 
 NEVER_NS = -(1 << 62)
 """Last time of a series without a sample."""
@@ -107,8 +110,14 @@ class Admission:
     def replay(self, batch: SampleBatch, verdict: Bytes) -> None:
         """Take over a batch of the journal, whose times and verdicts stand."""
         # What went raw lies behind its series' last sample, but for that of windows which are passed by (edge/pump.py).
-        good = (verdict == ACCEPTED) | (verdict == BEHIND_JOURNAL)
+        good = has_time(verdict)
         np.maximum.at(self._last, batch.series[good], batch.time_ns[good])
+
+    def step_back(self, now_ns: int, until_ns: int) -> None:
+        """The clock was wrong, and lay years ahead: series that it took along go on from `until_ns`. What lies further
+        ahead than samples may be is no time that they could come to again soon."""
+        ahead = self._last > now_ns + self._max_ahead
+        self._last[ahead] = until_ns
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """A copy of the state: `last_ns` int64[series]."""
@@ -220,6 +229,12 @@ class Admission:
                     known[time_ns] = (-1, value)
                 start = i
         return known
+
+
+def has_time(verdict: Bytes) -> NDArray[np.bool_]:
+    """Whose time is final, and was not there before."""
+    final: NDArray[np.bool_] = (verdict == ACCEPTED) | (verdict == BEHIND_JOURNAL) | (verdict == RELEASED)
+    return final
 
 
 def spread(time_ns: int, last_ns: int, resolution_ns: int) -> int:

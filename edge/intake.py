@@ -9,7 +9,8 @@ acknowledgement are always in one commit, so a crash leaves both or neither.
 
 Bounded: above `max_samples` or `max_bytes` of what is not drained every source is paused, and resumed below
 half of it. What is rejected counts as bytes, so a device that babbles is slowed like one that sends.
-At most DEAD_LETTERS_BURST dead letters a source are kept at once, and then one a second; all are counted.
+Of each source and reason DEAD_LETTERS_A_MINUTE dead letters are kept: a device that babbles neither fills nor wears
+the disk. All are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,9 +40,9 @@ log = logging.getLogger("forebay.intake")
 
 PIECE_BYTES = 1536
 """Memory of a piece beside its payloads: counted, or many small deliveries would take unseen memory."""
-DEAD_LETTERS_BURST = 20
-DEAD_LETTER_BYTES = 1024
-"""So much of the payload is kept: enough to see what came."""
+DEAD_LETTERS_A_MINUTE = 5
+DEAD_LETTER_BYTES = 16 << 10
+"""So much of the payload is kept. A message that is whole can be replayed."""
 WATCH_RECORDS = 64
 """Records that wait for someone who watches; while they are full, none are made."""
 WATCH_BYTES = 4096
@@ -88,6 +89,8 @@ class Piece:
     settle: Callable[[], None] | None
     marks: Marks | None
     digests: list[int]
+    replayed: int = 0
+    """The dead letter that it was; 0: it comes from the driver."""
 
 
 @dataclass(slots=True)
@@ -103,6 +106,8 @@ class Drained:
     """To be called, in this order, once the commit is durable."""
     repeating: dict[str, Unconfirmed]
     """By source: whose `state` is to be stored with the commit, in the place of the one stored before."""
+    replayed: list[int] = field(default_factory=list)
+    """Dead letters that are in it."""
 
 
 class Source:
@@ -129,10 +134,27 @@ class Source:
         self._may_be_half = False
         """The next message of the stream may be the end of one that began before it was read."""
         self._rows = Rows()
-        self._letters = float(DEAD_LETTERS_BURST)
-        self._letters_at_ns = 0
-        if hasattr(driver, "on_confirmed"):
-            driver.on_confirmed = self.unconfirmed.confirm
+        self._letters: dict[str, tuple[int, int]] = {}
+        """Reason -> (minute, dead letters kept in it)."""
+
+    def attach(self) -> None:
+        """From now on what the driver brings is this source's."""
+        if hasattr(self.driver, "on_confirmed"):
+            self.driver.on_confirmed = self.unconfirmed.confirm
+
+    def follow(self, before: Source) -> None:
+        """Go on where the source of this name was until the configuration changed; to be called before `attach`."""
+        self.samples, self.rejected, self.watchers = before.samples, before.rejected, before.watchers
+        self.last_arrival_ns = before.last_arrival_ns
+        if self.driver is not before.driver:
+            self.unconfirmed.restore(before.unconfirmed.state())
+            return
+        self.unconfirmed = before.unconfirmed
+        if type(self._framer) is type(before._framer) and self._message_bytes == before._message_bytes:
+            self._framer, self._oversize = before._framer, before._oversize
+            self._may_be_half = before._may_be_half
+        else:
+            self._may_be_half = True  # the line that is half read is cut otherwise from here on
 
     @property
     def status(self) -> SourceStatus:
@@ -170,7 +192,7 @@ class Source:
             routes = self._decode_topics(topics, payloads, rows, work)
             for topic, beginning, length_bytes in cut_short:
                 error = DecodeError(f"a message of {length_bytes} bytes, more than its source takes", "oversize")
-                work.undecoded(error, beginning, self.router.topics[topic].device)
+                work.undecoded(error, beginning, self.router.topics[topic].device, topic, length_bytes)
         else:
             if self._framer is not None:
                 payloads = self._frame(self._framer, delivery, work)
@@ -198,7 +220,7 @@ class Source:
                     raise _too_long(payload, limit)
                 decode(payload, rows)
             except DecodeError as error:
-                work.undecoded(error, payload, by_topic[topic].device)
+                work.undecoded(error, payload, by_topic[topic].device, topic)
                 good = False
                 continue
             after = len(channels)
@@ -238,18 +260,50 @@ class Source:
         for _ in range(framer.oversize - self._oversize):
             sample = delivery.payloads[0]
             why = "bytes come without a line end" if looks_like_text(sample) else NOISE
-            work.undecoded(DecodeError(why, "oversize"), sample, self.name)
+            work.undecoded(DecodeError(why, "oversize"), sample, self.name, size_bytes=0)
         self._oversize = framer.oversize
         return messages
 
-    def may_keep_letter(self, now_ns: int) -> bool:
-        """A token bucket: a burst, then one a second."""
-        self._letters = min(DEAD_LETTERS_BURST, self._letters + max(now_ns - self._letters_at_ns, 0) / SECOND_NS)
-        self._letters_at_ns = now_ns
-        if self._letters < 1:
-            return False
-        self._letters -= 1
-        return True
+    def may_keep_letter(self, reason: str, now_ns: int) -> bool:
+        """Whether this is one of the first with this reason in this minute."""
+        minute = now_ns // (60 * SECOND_NS)
+        last, kept = self._letters.get(reason, (minute, 0))
+        if last != minute:
+            kept = 0
+        self._letters[reason] = minute, kept + 1
+        return kept < DEAD_LETTERS_A_MINUTE
+
+    def decode_again(self, letter: DeadLetter) -> Piece | str:
+        """A dead letter, by the codec and profile of now; or why it still cannot be taken, all of it.
+
+        Samples without a time of their own get that of its arrival then: they come late, not now.
+        """
+        if len(letter.payload) != letter.size_bytes:
+            return "only a part of the message was kept"
+        if letter.topic and self.driver.stream:
+            return f"source {self.name} is read by another kind of driver than when it came"
+        work = _Work(self, letter.at_ns)
+        before = self.last_error, self._may_be_half
+        rows = self._rows
+        rows.channel.clear()
+        rows.time_ns.clear()
+        rows.value.clear()
+        self._may_be_half = False
+        if letter.topic:
+            routes = self._decode_topics([letter.topic], [letter.payload], rows, work)
+        else:
+            self._decode_messages([letter.payload], rows, work)
+            routes = list(map(self.router.own.__getitem__, rows.channel))
+        series, time_ns, value = work.columns(rows, routes)
+        why = self.last_error
+        self.last_error, self._may_be_half = before
+        if work.rejects:
+            reasons = ", ".join(sorted({reason for _, reason in work.rejects}))
+            return f"it is still rejected: {reasons}{f' ({why})' if why else ''}"
+        time_ns[time_ns == 0] = letter.at_ns
+        self.samples += len(series)
+        size_bytes = PIECE_BYTES + letter.size_bytes
+        return Piece(self, series, time_ns, value, letter.at_ns, size_bytes, {}, [], None, None, [], letter.id)
 
 
 class _Work:
@@ -263,23 +317,27 @@ class _Work:
         self.rejects: Rejects = {}
         self.dead_letters: list[DeadLetter] = []
 
-    def undecoded(self, error: DecodeError, message: bytes, device: str) -> None:
-        """A message that cannot be decoded counts as one sample of its device."""
+    def undecoded(
+        self, error: DecodeError, message: bytes, device: str, topic: str = "", size_bytes: int | None = None
+    ) -> None:
+        """A message that cannot be decoded counts as one sample of its device. `size_bytes`: of all of it, if `message`
+        is only a part; 0: not known."""
         source = self._source
         self.reject(source.router.account(device), error.reason)
         detail = str(error)
         if error.reason == "malformed" and source.driver.stream and not looks_like_text(message):
             detail = f"{NOISE} ({detail})"
         source.last_error = detail
-        self.letter(error.reason, detail, message)
+        self.letter(error.reason, detail, message, topic, len(message) if size_bytes is None else size_bytes)
 
     def reject(self, account: Account, reason: str) -> None:
         self.rejects[account, reason] = self.rejects.get((account, reason), 0) + 1
 
-    def letter(self, reason: str, detail: str, payload: bytes) -> None:
-        if self._source.may_keep_letter(self._arrived_ns):
+    def letter(self, reason: str, detail: str, payload: bytes, topic: str = "", size_bytes: int = 0) -> None:
+        if self._source.may_keep_letter(reason, self._arrived_ns):
+            kept = payload[:DEAD_LETTER_BYTES]
             self.dead_letters.append(
-                DeadLetter(self._arrived_ns, self._source.name, reason, detail, payload[:DEAD_LETTER_BYTES])
+                DeadLetter(self._arrived_ns, self._source.name, reason, detail, kept, topic, size_bytes)
             )
 
     def columns(self, rows: Rows, routes: list[int]) -> tuple[Int32s, Int64s, Floats]:
@@ -352,38 +410,128 @@ class Intake:
         self._resolve = resolve
         self._gateway = gateway
         self._pieces: deque[Piece] = deque()
+        self._group: asyncio.TaskGroup | None = None
+        self._running: dict[str, asyncio.Task[None]] = {}
 
     def add(
         self, name: str, driver: type[Any], options: Any, codec: Any, profile: Profile, *, probe: bool = False
     ) -> Source:
         """Add a source: a driver's class with its options, the codec (built) and profile of what it brings."""
+        source = self.build(name, driver, options, codec, profile, self._limits, probe=probe)
+        self.add_built(source)
+        return source
+
+    def add_built(self, source: Source) -> None:
+        """Add what `build` has made, before `run`."""
+        self.sources[source.name] = source
+        source.attach()
+
+    def build(
+        self,
+        name: str,
+        driver: type[Any],
+        options: Any,
+        codec: Any,
+        profile: Profile,
+        limits: IntakeLimits,
+        *,
+        probe: bool = False,
+        keep_driver: bool = False,
+    ) -> Source:
+        """A source that is not here yet. `keep_driver`: with the driver, open as it is, of the one with its name."""
+        if keep_driver:
+            return Source(name, profile, codec, limits, self._resolve, self.sources[name].driver)
         if getattr(options, "client_id", None) == "" and self._gateway:
             options = msgspec.structs.replace(options, client_id=f"forebay-{self._gateway}-{name}")
         built = driver(name, options, partial(self._deliver, name), self._now_ns, probe=probe)
-        source = self.sources[name] = Source(name, profile, codec, self._limits, self._resolve, built)
-        return source
+        return Source(name, profile, codec, limits, self._resolve, built)
+
+    async def replace(self, sources: list[Source], limits: IntakeLimits) -> None:
+        """Go on with these sources alone, made by `build`; to be called while nobody drains.
+
+        A driver that stays is not touched: no byte of its port, and no message of its session, is lost. The
+        others are closed. What came through them and was not drained stays, unless its sender, who has seen no
+        acknowledgement, repeats it.
+        """
+        stay = {source.name for source in sources if self._has(source)}
+        closing = [self._running.pop(name) for name in self.sources.keys() - stay]
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+        self._pieces = deque(p for p in self._pieces if p.marks is None or p.source.name in stay)
+        self.waiting_samples = sum(len(piece.series) for piece in self._pieces)
+        self.waiting_bytes = sum(piece.size_bytes for piece in self._pieces)
+        before, self.sources = self.sources, {source.name: source for source in sources}
+        self._limits = limits
+        for source in sources:
+            if source.name in before:
+                source.follow(before[source.name])
+            source.attach()
+            if source.name not in stay:
+                if self.paused:
+                    source.driver.pause()
+                self._start(source.name)
+
+    def _has(self, source: Source) -> bool:
+        return source.name in self.sources and self.sources[source.name].driver is source.driver
 
     async def run(self) -> None:
-        """Run all drivers until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for name, source in self.sources.items():
-                group.create_task(_supervise(source), name=f"source {name}")
+        """Run all drivers, those of sources that come later too, until cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            for name in self.sources:
+                self._start(name)
+            await asyncio.Event().wait()
+
+    def _start(self, name: str) -> None:
+        assert self._group is not None
+        self._running[name] = self._group.create_task(self._supervise(name), name=f"source {name}")
+
+    async def _supervise(self, name: str) -> None:
+        """A driver's `run` neither ends nor raises; one that does must not take the gateway along."""
+        driver = self.sources[name].driver
+        while True:
+            why = "it ended"
+            try:
+                await driver.run()
+            except Exception as error:
+                log.exception("the driver of source %s failed", name)
+                why = f"{type(error).__name__}: {error}"
+            self.sources[name].last_error = f"the driver failed ({why}); it is started again in {RESTART_S:g} s"
+            await asyncio.sleep(RESTART_S)
 
     # -- in ------------------------------------------------------------------------------------------
 
     def _deliver(self, name: str, delivery: Delivery) -> None:
         source = self.sources[name]
         piece = source.decode(delivery)
-        self._pieces.append(piece)
-        self.waiting_samples += len(piece.series)
-        self.waiting_bytes += piece.size_bytes
-        self.ready.set()
+        self._put(piece)
         if source.watchers:
             _show(source, delivery, piece)
         if not self.paused and (
             self.waiting_samples >= self._limits.max_samples or self.waiting_bytes >= self._limits.max_bytes
         ):
             self._pause()
+
+    def clock_stepped(self, by_ns: int) -> None:
+        """What waits was stamped before the step."""
+        for piece in self._pieces:
+            piece.arrived_ns += by_ns
+
+    def _put(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self.waiting_samples += len(piece.series)
+        self.waiting_bytes += piece.size_bytes
+        self.ready.set()
+
+    def replay(self, letter: DeadLetter) -> str:
+        """Take in a dead letter as a new delivery, which the next commit holds in its place; why not, or ""."""
+        if letter.source not in self.sources:
+            return f"there is no source {letter.source} now"
+        piece = self.sources[letter.source].decode_again(letter)
+        if isinstance(piece, str):
+            return piece
+        self._put(piece)
+        return ""
 
     def pause(self) -> None:
         """Take nothing more: the daemon ends. What is here can still be drained."""
@@ -396,6 +544,11 @@ class Intake:
             source.driver.pause()
 
     # -- out -----------------------------------------------------------------------------------------
+
+    @property
+    def has_stopped(self) -> bool:
+        """A source brings no more before it is acknowledged, whatever waits at its broker."""
+        return any(source.unconfirmed.flow.has_stopped for source in self.sources.values())
 
     def drain(self, max_samples: int) -> Drained:
         """Take whole pieces until they hold `max_samples`: at most one piece more than that."""
@@ -480,6 +633,8 @@ def _join(pieces: list[Piece]) -> Drained:
         for key, count in piece.rejects.items():
             drained.rejects[key] = drained.rejects.get(key, 0) + count
         drained.dead_letters += piece.dead_letters
+        if piece.replayed:
+            drained.replayed.append(piece.replayed)
         if piece.settle is not None:
             drained.settles.append(partial(_settle, piece))
         if piece.marks is not None:
@@ -493,19 +648,6 @@ def _settle(piece: Piece) -> None:
     piece.settle()
     if piece.marks is not None:
         piece.source.unconfirmed.acknowledged(piece.marks, piece.digests)
-
-
-async def _supervise(source: Source) -> None:
-    """A driver's `run` neither ends nor raises; one that does must not take the gateway along."""
-    while True:
-        why = "it ended"
-        try:
-            await source.driver.run()
-        except Exception as error:
-            log.exception("the driver of source %s failed", source.name)
-            why = f"{type(error).__name__}: {error}"
-        source.last_error = f"the driver failed ({why}); it is started again in {RESTART_S:g} s"
-        await asyncio.sleep(RESTART_S)
 
 
 def looks_like_text(data: bytes) -> bool:

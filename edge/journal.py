@@ -19,6 +19,8 @@ from devices.errors import FrameError, StoreCorrupt
 from devices.model import Bytes, SampleBatch, SeriesSpec
 from devices.wire import columns
 from devices.wire import telemetry_pb2 as pb
+from edge.clock import Anchor
+from edge.held import Step
 from edge.ledger import Deltas
 
 ZSTD_LEVEL = 1
@@ -41,6 +43,10 @@ class Block:
     """After the samples and ticks, and before what has closed is sealed, the configuration changed these series."""
     series: int = 0
     """How many series there were at its end."""
+    step: Step | None = None
+    """After `resumed_ns` and before all else, held samples were released: they are among its samples."""
+    anchor: Anchor | None = None
+    """Of the times of its samples that are held."""
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -62,6 +68,8 @@ class _Stored(msgspec.Struct, array_like=True):
     values: bytes = b""
     quality: bytes = b""
     verdict: bytes = b""
+    step: Step | None = None
+    anchor: Anchor | None = None
 
 
 def encode(block: Block) -> bytes:
@@ -72,6 +80,7 @@ def encode(block: Block) -> bytes:
     stored = _Stored(
         n, 0, positions, times_ns, block.sealed, block.deltas, block.resumed_ns, block.changed, block.series
     )
+    stored.step, stored.anchor = block.step, block.anchor
     if n:
         _pack_samples(block, positions, stored)
     return zstandard.compress(msgspec.msgpack.encode(stored), ZSTD_LEVEL)
@@ -101,7 +110,16 @@ def decode(data: bytes) -> Block:
     try:
         stored = msgspec.msgpack.decode(zstandard.decompress(data), type=_Stored)
         ticks = list(zip(stored.tick_positions, stored.tick_times_ns, strict=True))
-        rest = (ticks, stored.deltas, stored.sealed, stored.resumed_ns, stored.changed, stored.known)
+        rest = (
+            ticks,
+            stored.deltas,
+            stored.sealed,
+            stored.resumed_ns,
+            stored.changed,
+            stored.known,
+            stored.step,
+            stored.anchor,
+        )
         if not stored.samples:
             return Block(SampleBatch.empty(), np.empty(0, np.uint8), *rest)
         groups = columns.Groups(columns.unpack_ints(stored.counts, stored.groups, "counts"))

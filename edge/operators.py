@@ -25,7 +25,8 @@ from devices.model import CHANGE_DTYPE, SECOND_NS, SUMMARY_DTYPE, Alarm, Bytes, 
 from edge import identity, ledger
 from edge.alarms import Alarms, AlarmsState
 from edge.filters import Filters
-from edge.identity import ACCEPTED, BEHIND_JOURNAL, Admission, History
+from edge.held import Held, Step
+from edge.identity import ACCEPTED, BEHIND_JOURNAL, HELD, RELEASED, Admission, History
 from edge.journal import Block
 from edge.ledger import Deltas, Ledger
 from edge.windows import Windows
@@ -60,6 +61,7 @@ class Operators:
         self.alarms = Alarms()
         self.windows = Windows()
         self.ledger = Ledger()
+        self.held = Held()
         self.last_tick_ns = 0
         self.tick_was_idle = False
         """The last tick left all state as it was: the next one stands for it as well."""
@@ -99,18 +101,39 @@ class Operators:
         self.ledger.samples(batch.series, None if all_good else verdict)
         if not all_good:
             self._behind_the_journal(batch.take(verdict == BEHIND_JOURNAL))
-            good = verdict == ACCEPTED
-            batch, arrived_ns = batch.take(good), arrived_ns[good]
+            self.held.add(batch.take(verdict == HELD))
+            new = (verdict == ACCEPTED) | (verdict == HELD)
+            alarms = self._watch(batch.take(new), arrived_ns[new])
+            batch = batch.take((verdict == ACCEPTED) | (verdict == RELEASED))
+        else:
+            alarms = self._watch(batch, arrived_ns)
         if not len(batch):
-            return []
-        self._seen_ns[batch.series] = self.last_tick_ns
-        events = self.filters.run(batch)
-        alarms = self.alarms.records(events, self.filters.detectors, int(arrived_ns[0])) if len(events) else []
+            return alarms
         self.windows.run(batch)
         self._collect()
         if self._any_raw and (raw := self._is_raw[batch.series]).any():
             self._raw.append(batch.take(raw))
         return alarms
+
+    def _watch(self, batch: SampleBatch, arrived_ns: Int64s) -> list[Alarm]:
+        """Alarms at once, also of what is held."""
+        if not len(batch):
+            return []
+        self._seen_ns[batch.series] = self.last_tick_ns
+        events = self.filters.run(batch)
+        return self.alarms.records(events, self.filters.detectors, int(arrived_ns[0])) if len(events) else []
+
+    def step(self, step: Step) -> SampleBatch:
+        """Let go of held samples, which are to come again with the verdict RELEASED; -> they, with their estimates."""
+        released = self.held.take(step.until_ns)
+        self.ledger.produced[: len(self.specs)] -= np.bincount(released.series, minlength=len(self.specs))
+        if step.now_ns:
+            self.filters.shift(np.unique(released.series).astype(np.int64), step.by_ns)
+            if step.by_ns < 0:
+                first_ns = int(released.time_ns.min()) + step.by_ns if len(released) else step.now_ns
+                self.admission.step_back(step.now_ns, min(first_ns, step.now_ns) - 1)
+            self.resume(step.tick_ns)
+        return released
 
     def _behind_the_journal(self, batch: SampleBatch) -> None:
         """Too old to know whether they were there before: they go raw, where writing twice changes nothing."""
@@ -140,11 +163,16 @@ class Operators:
         if self.last_tick_ns and away_ns > GAP_NS:
             self._seen_ns[self._seen_ns > 0] += away_ns
             self.windows.away(away_ns)
+            self.alarms.away(away_ns)
 
     def replay(self, block: Block) -> None:
         """Take in a block of the journal once more; what it led to was sent, or is in the outbox."""
         if block.resumed_ns:
             self.resume(block.resumed_ns)
+        if block.step:
+            self.step(block.step)
+        if block.anchor:
+            self.held.anchor = block.anchor
         start = 0
         for position, tick_ns in [*block.ticks, (len(block.batch), None)]:
             part = slice(start, position)
@@ -191,6 +219,7 @@ class Operators:
         counts[: len(in_windows)] = in_windows
         for rows in self._summaries:
             np.add.at(counts, rows["series"], rows["count"])
+        counts += self.held.counts(len(counts))
         for batch in self._raw:
             counts += np.bincount(batch.series, minlength=len(counts))
         return counts
@@ -232,6 +261,7 @@ class Operators:
             "filters": self.filters,
             "windows": self.windows,
             "ledger": self.ledger,
+            "held": self.held,
         }
 
 

@@ -10,7 +10,8 @@ A frame is in one of these states, and `Outbox` is the only judge of which:
 
 The send limit of a lane is raised in a commit and published from only after it, so no frame that the cloud
 may have seen is ever merged. It never falls. The window of a lane counts the bytes at or below its limit that
-have no receipt; alarms have a window of their own, so a backlog never stands before an alarm.
+have no receipt; alarms have a window of their own, so a backlog never stands before an alarm. That of a
+backlog grows and shrinks with the time that receipts take (edge/pace.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ import numpy as np
 
 from devices.model import Int64s, Lane
 from edge.custody import OutboxRow
+from edge.pace import Pace
 
 log = logging.getLogger("forebay.uplink")
 
 SENDS_BEFORE_SLOW = 5
 RECEIPT_TIMEOUT_MAX_S = 300.0
+GIVEN_UP_MAX = 1000
+"""Frames remembered whose receipt may still come: what they hold is `unconfirmed` until then."""
+PACED = (Lane.BACKFILL, Lane.RAW)
+"""Lanes whose windows follow the cloud's pace; what is made now goes now."""
 
 
 @dataclass(slots=True)
@@ -38,6 +44,8 @@ class Flight:
     sends: int = 0
     tries: int = 0
     """Sends on this connection: what the wait for the receipt grows with."""
+    sent_at_s: float = 0.0
+    """Loop time of the first of them."""
     due_at_s: float = 0.0
     """Loop time from which it may be published (again)."""
     receipts_seen: int = 0
@@ -47,6 +55,7 @@ class Flight:
 
 @dataclass(slots=True)
 class _Lane:
+    pace: Pace
     limit: int = 0
     below: dict[int, Flight] = field(default_factory=dict)
     """At or below the send limit, by seq."""
@@ -60,9 +69,11 @@ class Outbox:
 
     def __init__(self, rows: Iterable[OutboxRow], limits: dict[Lane, int], window_bytes: int) -> None:
         self._window_limit = window_bytes
-        self._lanes = {lane: _Lane(limits.get(lane, 0)) for lane in Lane}
+        self._lanes = {lane: _Lane(Pace(window_bytes), limits.get(lane, 0)) for lane in Lane}
         self._lane_of: dict[int, Lane] = {}
         self._leaving: dict[int, OutboxRow] = {}
+        self._given_up: dict[int, OutboxRow] = {}
+        """Published, and dropped before their receipts; not over a restart."""
         self.samples: Int64s = np.zeros(64, np.int64)
         """By series: the samples that the frames are answerable for, those of leaving ones included."""
         self.size_bytes = 0
@@ -109,10 +120,39 @@ class Outbox:
         flight = lane.below.get(seq)
         return flight.row if flight else lane.above[seq]
 
+    def lane_back(self, seq: int, lane: Lane) -> Lane:
+        """Where a frame goes that was published before: its lane, or one whose send limit covers it, since what the
+        cloud may have seen is never merged."""
+        return lane if seq <= self._lanes[lane].limit else max(self._lanes, key=lambda name: self._lanes[name].limit)
+
     # -- coming and going ----------------------------------------------------------------------------
 
+    def receipted(self, seq: int, now_s: float) -> OutboxRow:
+        """A receipt has come for it: how long that took says how much of its lane may be on its way."""
+        lane = self._lanes[self._lane_of[seq]]
+        flight = lane.below.get(seq)
+        if flight and flight.tries:
+            lane.pace.answered(flight.row.size_bytes, flight.sent_at_s, now_s)
+        self.receipts += 1
+        return self.leave(seq)
+
+    def give_up(self, seq: int) -> OutboxRow:
+        """The store drops it, though the cloud may have it."""
+        row = self._given_up[seq] = self.leave(seq)
+        if len(self._given_up) > GIVEN_UP_MAX:
+            del self._given_up[next(iter(self._given_up))]
+        return row
+
+    def given_up(self, seq: int) -> OutboxRow | None:
+        """The frame, if it was given up and is remembered."""
+        return self._given_up.get(seq)
+
+    def receipted_late(self, seq: int) -> OutboxRow:
+        """The cloud has what was given up."""
+        return self._given_up.pop(seq)
+
     def leave(self, seq: int) -> OutboxRow:
-        """A receipt has come for it, or the store gives it up: its window is free, and the next commit removes it."""
+        """It is receipted, or the store gives it up: its window is free, and the next commit removes it."""
         lane = self._lanes[self._lane_of.pop(seq)]
         flight = lane.below.pop(seq, None)
         if flight and not flight.slow:
@@ -178,8 +218,9 @@ class Outbox:
         limits = {}
         for name, lane in self._lanes.items():
             limit, window = lane.limit, lane.window_bytes
+            allowed = lane.pace.window_bytes if name in PACED else self._window_limit
             for row in (*self._waiting(name, to_backfill), *(row for row in new if row.lane == name)):
-                if window and window + row.size_bytes > self._window_limit:
+                if window and window + row.size_bytes > allowed:
                     break
                 limit, window = max(limit, row.seq), window + row.size_bytes
             if limit > lane.limit:
@@ -207,9 +248,14 @@ class Outbox:
         return min((f.due_at_s for lane in self._lanes.values() for f in lane.below.values()), default=float("inf"))
 
     def published(self, flight: Flight, now_s: float, timeout_s: float, jitter: float) -> None:
+        pace = self._lanes[flight.row.lane].pace
+        if not flight.tries:
+            flight.sent_at_s = now_s
+        else:
+            pace.late(flight.sent_at_s, now_s)
         flight.sends += 1
         flight.tries += 1
-        wait_s = min(timeout_s * 2 ** min(flight.tries - 1, 30), RECEIPT_TIMEOUT_MAX_S)
+        wait_s = min(pace.timeout_s(timeout_s) * 2 ** min(flight.tries - 1, 30), RECEIPT_TIMEOUT_MAX_S)
         flight.due_at_s = now_s + wait_s * (0.75 + 0.5 * jitter)
         others_got_through = self.receipts > flight.receipts_seen
         flight.receipts_seen = self.receipts
@@ -226,5 +272,6 @@ class Outbox:
     def link_lost(self) -> None:
         """What was on its way may be lost with the link: all of it is due again."""
         for lane in self._lanes.values():
+            lane.pace.begin()
             for flight in lane.below.values():
                 flight.due_at_s, flight.tries = 0.0, 0

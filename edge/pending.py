@@ -12,8 +12,10 @@ import numpy as np
 
 from devices.model import Bytes, SampleBatch, SeriesSpec
 from edge import journal
+from edge.clock import Anchor
 from edge.custody import BuriedFrame, Commit, DeadLetter, OutboxRow
-from edge.identity import ACCEPTED, BEHIND_JOURNAL
+from edge.held import Step
+from edge.identity import has_time
 from edge.ledger import Deltas
 from edge.redelivery import Unconfirmed
 from edge.seal import Sealed
@@ -25,6 +27,10 @@ class Pending:
 
     resumed_ns: int = 0
     """The daemon started, at this time, before all else."""
+    step: Step | None = None
+    """Held samples were released, before all else but that."""
+    anchor: Anchor | None = None
+    """Of the times of samples that are held."""
     batches: list[SampleBatch] = field(default_factory=list)
     verdicts: list[Bytes] = field(default_factory=list)
     samples: int = 0
@@ -45,6 +51,8 @@ class Pending:
     to_backfill: bool = False
     trim_journal_to: int = 0
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    replayed: list[int] = field(default_factory=list)
+    """Dead letters that go, since what was in them is here."""
     settles: list[Callable[[], None]] = field(default_factory=list)
     """Acknowledge the sources: to be called once it is durable."""
     repeating: dict[str, Unconfirmed] = field(default_factory=dict)
@@ -56,14 +64,20 @@ class Pending:
         """False: only ticks without consequences, which the next block may as well hold."""
         return bool(
             self.batches
+            or self.step
             or self.sealed
             or self.frames
             or self.removed
             or self.dead_letters
+            or self.replayed
             or self.deltas
             or self.settles
             or self.to_backfill
         )
+
+    def is_at_its_beginning(self) -> bool:
+        """Nothing has been done yet that is done again in order."""
+        return not (self.batches or self.ticks or self.step)
 
     def tick(self, tick_ns: int, *, was_idle: bool) -> None:
         """Note a tick. If the one before it changed nothing (`was_idle`), and no sample has come since, this one stands
@@ -96,10 +110,11 @@ class Pending:
             removed=[row.seq for row in self.removed],
             buried=list(self.buried),
             dead_letters=self.dead_letters,
+            replayed=self.replayed,
             trim_journal_to=self.trim_journal_to,
             unconfirmed=self.unconfirmed,
         )
-        if self.batches or self.ticks or self.deltas or self.sealed or self.changed:
+        if self.batches or self.ticks or self.step or self.deltas or self.sealed or self.changed:
             self._build_block(commit)
         return commit
 
@@ -110,9 +125,10 @@ class Pending:
         block = journal.Block(
             batch, verdict, self.ticks, self.deltas, self.sealed, self.resumed_ns, self.changed, self.series
         )
+        block.step, block.anchor = self.step, self.anchor
         commit.block = journal.encode(block)
         commit.samples = len(batch)
         # A rejected time, years ahead, must not count as how far the journal reaches.
-        times_ns = batch.time_ns[(verdict == ACCEPTED) | (verdict == BEHIND_JOURNAL)]
+        times_ns = batch.time_ns[has_time(verdict)]
         if len(times_ns):
             commit.first_ns, commit.last_ns = int(times_ns.min()), int(times_ns.max())

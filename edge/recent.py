@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from devices.model import Bytes, Floats, Int64s, SampleBatch
-from edge.identity import ACCEPTED, BEHIND_JOURNAL
+from edge.identity import has_time
 
 ROWS = 65_536
 """More than the pump can have taken in and not committed: what is not here is in the journal."""
@@ -28,7 +28,7 @@ class Recent:
     def add(self, batch: SampleBatch, verdict: Bytes) -> None:
         """Keep what was accepted; the oldest go."""
         if verdict.any():
-            batch = batch.take((verdict == ACCEPTED) | (verdict == BEHIND_JOURNAL))
+            batch = batch.take(has_time(verdict))
         rows = len(self._series)
         for start in range(0, len(batch), rows):
             part = batch.take(np.arange(start, min(start + rows, len(batch))))

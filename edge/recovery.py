@@ -8,7 +8,8 @@ What can be wrong, and what becomes of it
   a snapshot that this version cannot read    the state is built anew from all of the journal that there is, and
                                               the account begins with what is waiting
   a damaged block of the journal              left out: its samples are lost to windows that were open
-  any other damage of the file                the file is set aside whole, and an empty one is begun
+  any other damage of the file                the file is set aside whole, and an empty one is begun, into which the
+                                              frames that can be read are taken over (edge/salvage.py)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edge.custody import OutboxRow
 from edge.identity import History
 from edge.operators import Operators, series_of
 from edge.recent import ROWS, Recent
+from edge.salvage import salvage
 from edge.store import Store, is_damage
 
 log = logging.getLogger("forebay.recovery")
@@ -61,6 +63,7 @@ def recover(path: Path, max_size_bytes: int, history: History) -> Recovered:
 
 def _recover(store: Store, history: History) -> Recovered:
     started_s = time.monotonic()
+    salvage(store)
     outbox, specs = store.outbox(), store.series()
     for row in outbox:
         if any(row.custody.series >= len(specs)):

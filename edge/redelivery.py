@@ -27,6 +27,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from devices.drivers import Marks
+from edge.flow import Flow
 
 _TOPICS_CACHED = 8192
 _TOPIC_CACHED_CHARACTERS = 256
@@ -66,12 +67,14 @@ class Unconfirmed:
         """The connection with which the broker's session began: names of earlier ones mean nothing."""
         self._earlier: deque[int] = deque()
         """Ids that earlier connections left, in order of receipt, as long as this one may still repeat them."""
+        self.flow = Flow()
 
     def fresh(self, marks: Marks, digest: list[int]) -> list[bool] | None:
         """Which messages are new, in order of receipt; None: all of them. The new ones are known from now on."""
         if marks.connection != self._connection:
             self._connect(marks)
         ids = marks.packet_ids
+        self.flow.came(len(ids) - ids.count(0))
         if not self._earlier and not any(marks.dups):
             for reused in self._known.keys() & ids:
                 self._forget(reused)  # so that it goes to the end
@@ -83,6 +86,7 @@ class Unconfirmed:
     def _connect(self, marks: Marks) -> None:
         self._connection = marks.connection
         self._acknowledged.clear()
+        self.flow.connected()
         if not marks.session_present:
             self._session_since = marks.connection
             self._known.clear()
@@ -119,6 +123,7 @@ class Unconfirmed:
         """Acknowledgements were handed to the connection that brought the messages."""
         if marks.connection == self._connection:
             self._acknowledged.extend(m for m in zip(marks.packet_ids, digest, strict=True) if m[0])
+            self.flow.settled(len(digest) - marks.packet_ids.count(0))
 
     def confirm(self, count: int) -> None:
         """The broker has taken `count` more of the acknowledgements on this connection, in their order."""

@@ -16,7 +16,7 @@ class Registry:
 
     def __init__(self, operators: Operators, max_series: int) -> None:
         self._operators = operators
-        self._max_series = max_series
+        self.max_series = max_series
         self._index = {spec.key: index for index, spec in enumerate(operators.specs)}
         self._accounts = {spec.device: index for index, spec in enumerate(operators.specs) if not spec.channel}
         self.new: list[tuple[int, SeriesSpec]] = []
@@ -26,7 +26,7 @@ class Registry:
         """The index of a series, which is added if it is new; or `series_limit`."""
         index = self._index.get(spec.key)
         if index is None:
-            if len(self._index) - len(self._accounts) >= self._max_series:
+            if len(self._index) - len(self._accounts) >= self.max_series:
                 return "series_limit"
             return self._add(spec)
         if self._operators.specs[index] != spec:

@@ -2,6 +2,10 @@
 
 They are cumulative or of the moment, so an older one that was never sent is worth nothing beside a newer:
 while one waits, no other is made, and a week without a link leaves one of each.
+
+An idle gateway must cost next to nothing. So heartbeats are rare while nothing happens, since a lost gateway is
+told of by its broker (the MQTT will); after each connect, which ends what the will said, they come at once, after
+a minute, and from then on in intervals that double. A ledger goes only when a count is another than in the last.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from edge.seal import Sealed, Sealer
 SOFTWARE = f"forebay {version('forebay')}"
 
 
+FIRST_HEARTBEATS_NS = 60 * SECOND_NS
+"""From the first to the second heartbeat of a connection, where `heartbeat` is longer. A clock that is a little slow
+dates the first before the will that it answers."""
 INVENTORY_GAP_NS = 10 * SECOND_NS
 """An inventory that has grown follows the one before it at the earliest after this."""
 
@@ -41,7 +48,9 @@ class Reporter:
         heartbeat_ns: int,
         ledger_ns: int,
         config_digest: str,
+        outage_budget_s: Callable[[], float] = lambda: float("nan"),
     ) -> None:
+        """`outage_budget_s`: how long the link may be away (edge/outage.py)."""
         self._sealer = sealer
         self._operators = operators
         self._outbox = outbox
@@ -50,8 +59,12 @@ class Reporter:
         self._heartbeat_ns = heartbeat_ns
         self._ledger_ns = ledger_ns
         self._config_digest = config_digest
+        self._outage_budget_s = outage_budget_s
         self._heartbeat_due_ns = 0
+        self._heartbeat_gap_ns = min(FIRST_HEARTBEATS_NS, heartbeat_ns)
         self._ledger_due_ns = 0
+        self._accounts: list[Account] | None = None
+        """As they were last told."""
         self._inventory_due_ns = 0
         self._inventory_digest = ""
         self._inventory_series = 0
@@ -59,17 +72,30 @@ class Reporter:
     def due(self, now_ns: int, final: bool) -> list[Sealed]:
         """Frames for this tick; `final`: the account before the end, whether or not it is due."""
         frames = []
-        beats, state_waits = now_ns >= self._heartbeat_due_ns, self._outbox.has_held("state")
-        if beats or (self._has_grown(now_ns) and not state_waits):
+        beats = now_ns >= self._heartbeat_due_ns
+        if (beats or self._has_grown(now_ns)) and not self._outbox.has_held("state"):
             frames += self._inventory(now_ns)
-        if beats:
-            self._heartbeat_due_ns = now_ns + self._heartbeat_ns
-            if not state_waits:
+            if beats:
+                self._heartbeat_due_ns = now_ns + self._heartbeat_gap_ns
+                self._heartbeat_gap_ns = min(self._heartbeat_gap_ns * 2, self._heartbeat_ns)
                 frames.append(self._sealer.state(self._heartbeat(now_ns), now_ns))
         if final or (now_ns >= self._ledger_due_ns and not self._outbox.has_held("ledger")):
             self._ledger_due_ns = now_ns + self._ledger_ns
-            frames.append(self._sealer.ledger(ledger_of(self._operators, self._waiting(), now_ns), now_ns))
+            frames += self._ledger(now_ns, final)
         return frames
+
+    def connected(self) -> None:
+        """The link is back: the cloud may have been told that this gateway is lost."""
+        self._heartbeat_due_ns = 0
+        self._heartbeat_gap_ns = min(FIRST_HEARTBEATS_NS, self._heartbeat_ns)
+
+    def _ledger(self, now_ns: int, final: bool) -> list[Sealed]:
+        """The ledger, if it is the final one, or a count is another than in the last that was sent."""
+        ledger = ledger_of(self._operators, self._waiting(), now_ns)
+        if ledger.accounts == self._accounts and not final:
+            return []
+        self._accounts = ledger.accounts
+        return [self._sealer.ledger(ledger, now_ns)]
 
     def _has_grown(self, now_ns: int) -> bool:
         """New series are told soon, but together: after a start they come one after the other."""
@@ -96,8 +122,9 @@ class Reporter:
             store_bytes=usage.used_bytes,
             store_limit_bytes=usage.limit_bytes,
             outbox_frames=len(self._outbox),
-            oldest_unsent_ms=(now_ns - oldest_ns) // 1_000_000,
+            oldest_unsent_ms=max(now_ns - oldest_ns, 0) // 1_000_000,  # it was made before the clock stepped back
             open_alarms=self._operators.alarms.open_count(),
+            outage_budget_s=self._outage_budget_s(),
         )
 
 

@@ -106,7 +106,7 @@ def plan(
         result.full = True
         return result
     if when_full == "degrade":
-        result.merge = _mergeable(outbox, held - cannot_merge)
+        result.merge = mergeable(outbox, held - cannot_merge)
         if result.merge:
             return result
     for row in sorted(outbox, key=lambda row: _value(row, row.seq in held)):
@@ -117,16 +117,23 @@ def plan(
     return result
 
 
-def _mergeable(outbox: Sequence[OutboxRow], may: set[int]) -> list[OutboxRow]:
-    """The oldest frames that may be merged, two at least, up to MERGE_BYTES."""
+def mergeable(outbox: Sequence[OutboxRow], may: set[int]) -> list[OutboxRow]:
+    """The oldest frames that may be merged, two at least, up to MERGE_BYTES; those that never were before those that
+    are merged already, unless the latter take more room: a second merging costs much resolution and frees little."""
+    fine = [row for row in outbox if row.leaf == "data" and row.seq in may and row.lane == Lane.LIVE]
+    merged = [row for row in outbox if row.leaf == "data" and row.seq in may and row.lane != Lane.LIVE]
+    first, then = sorted((fine, merged), key=lambda rows: -sum(row.size_bytes for row in rows))
+    return _oldest(first) or _oldest(then)
+
+
+def _oldest(frames: list[OutboxRow]) -> list[OutboxRow]:
     rows: list[OutboxRow] = []
     size_bytes = 0
-    for row in outbox:
-        if row.leaf == "data" and row.seq in may:
-            rows.append(row)
-            size_bytes += row.size_bytes
-            if size_bytes >= MERGE_BYTES and len(rows) > 1:
-                break
+    for row in frames:
+        rows.append(row)
+        size_bytes += row.size_bytes
+        if size_bytes >= MERGE_BYTES and len(rows) > 1:
+            break
     return rows if len(rows) > 1 else []
 
 

@@ -59,8 +59,10 @@ class Room:
         self._specs = specs
         self._account = account
         self._when_full = when_full
-        self._keep = keep
+        self.keep = keep
         self._cannot_merge: set[int] = set()
+        self._lengthen_to = 0
+        """Frames up to this seq are merged before they go; 0: no such round is under way."""
         self.blocked = False
         """Policy `block`: nothing is taken in until receipts have made room."""
         self.wants_snapshot = False
@@ -75,13 +77,13 @@ class Room:
         """
         if is_full:
             usage = usage._replace(used_bytes=usage.limit_bytes)
-        if not retention.is_needed(usage, self._keep, now_ns):
+        if not retention.is_needed(usage, self.keep, now_ns):
             return
         plan = retention.plan(
             usage,
             now_ns,
             await self._store.oldest_blocks(),
-            self._keep,
+            self.keep,
             snapshot_block,
             self._outbox.staying() if usage.used_bytes > usage.limit_bytes * retention.START else [],
             {row.seq for row in self._outbox.held()},
@@ -94,12 +96,28 @@ class Room:
             log.error("the store is full: sources are not acknowledged until receipts make room")
         self.blocked = self.blocked or plan.full
         if plan.merge:
-            await self._merge(pending, plan.merge, now_ns)
+            await self._merge(pending, plan.merge, now_ns, "the store fills")
         if plan.drop:
             self._drop(pending, plan.drop)
         if plan.trim_journal_to > pending.trim_journal_to:
             pending.trim_journal_to = plan.trim_journal_to
             self.journal_floor_ns = max(self.journal_floor_ns, plan.trim_journal_ns)
+
+    async def lengthen(self, pending: Pending, now_ns: int) -> bool:
+        """Near the month's limit: merge once what is held, a part with each commit; whether there is more.
+
+        Raises StoreError where the store cannot be read.
+        """
+        held = sorted(self._outbox.held(), key=lambda row: row.seq)
+        if not self._lengthen_to and held:
+            self._lengthen_to = held[-1].seq  # what is merged comes after it, and is not merged again
+        seqs = {row.seq for row in held if row.seq <= self._lengthen_to}
+        rows = retention.mergeable(held, seqs - self._cannot_merge)
+        if not rows:
+            self._lengthen_to = 0
+            return False
+        await self._merge(pending, rows, now_ns, "to spare the month's budget")
+        return True
 
     def look(self, usage: Usage) -> None:
         """After a commit: whether sources may go on."""
@@ -107,7 +125,7 @@ class Room:
             self.blocked = False
             log.warning("the store has room again: sources are read and acknowledged")
 
-    async def _merge(self, pending: Pending, rows: list[OutboxRow], now_ns: int) -> None:
+    async def _merge(self, pending: Pending, rows: list[OutboxRow], now_ns: int, why: str) -> None:
         """Replace frames of summaries that were never published by fewer, with longer windows."""
         frames = await self._store.frames([row.seq for row in rows])
         self._cannot_merge.update(row.seq for row in rows)  # those of them that go do not come back
@@ -118,7 +136,7 @@ class Room:
             except (KeyError, FrameError) as error:
                 log.error("frame %d cannot be read back to be merged: %s", row.seq, error)
                 continue
-            if isinstance(body, SummaryBody):
+            if isinstance(body, SummaryBody) and len(row.custody.series):  # else of an older store (edge/salvage.py)
                 body.rows["series"] = row.custody.series[body.rows["series"]]
                 before.append(row)
                 summaries.append(body.rows)
@@ -134,14 +152,15 @@ class Room:
         pending.removed += [self._outbox.leave(row.seq) for row in before]
         pending.frames += after
         self._cannot_merge.intersection_update(row.seq for row in self._outbox.held())
-        log.warning("the store fills: merged the windows of %d frames into %d", len(before), len(after))
+        log.info("%s: merged the windows of %d frames into %d", why, len(before), len(after))
 
     def _drop(self, pending: Pending, rows: list[OutboxRow]) -> None:
         held = {row.seq for row in self._outbox.held()}
         total = 0
         for row in rows:
-            policy = DROP_POLICIES.index("drop_oldest" if row.seq in held else "unconfirmed")
-            pending.removed.append(self._outbox.leave(row.seq))
+            is_held = row.seq in held
+            policy = DROP_POLICIES.index("drop_oldest" if is_held else "unconfirmed")
+            pending.removed.append(self._outbox.leave(row.seq) if is_held else self._outbox.give_up(row.seq))
             custody = row.custody
             counts = [
                 (s, policy, n) for s, n in zip(custody.series.tolist(), custody.samples.tolist(), strict=True) if n

@@ -5,25 +5,31 @@
     GET /readyz               200 once samples can be taken and committed, else 503 with the reason
     GET /status               JSON for `forebay-edge status`
     GET /watch?source=NAME    JSON lines, one a delivery, until the client goes
+    GET /deadletters[/ID]     JSON for `forebay-edge deadletters list|show`
+    POST /deadletters/ID/replay
 
-Read-only, on loopback unless the configuration says otherwise. Bounded: a request has REQUEST_BYTES and
-REQUEST_S to come, an answer ANSWER_S to be taken, and there are at most MAX_CONNECTIONS at once; one more is
-closed without an answer. What is served is handed in as plain functions, so this module knows nothing of the daemon.
+Read-only but for the last, which is done for this machine's own users alone: a request from another address, or one
+that a browser sends for a page (it has an Origin), is refused. On loopback unless the configuration says otherwise.
+Bounded: a request has REQUEST_BYTES and REQUEST_S to come, an answer ANSWER_S to be taken, and there are at most
+MAX_CONNECTIONS at once; one more is closed without an answer. What is served is handed in: this module knows
+nothing of the daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
-from devices.errors import ConfigError
+from devices.errors import ConfigError, ForebayError
 from edge.metrics import CONTENT_TYPE
 
 log = logging.getLogger("forebay.status")
@@ -37,8 +43,10 @@ TEXT = "text/plain; charset=utf-8"
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    409: "Conflict",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
@@ -58,6 +66,17 @@ class Views:
     """Records of a source; KeyError at once or at the first record where there is none of that name."""
 
 
+class Letters(Protocol):
+    """The dead letters. None: there is none with this id."""
+
+    async def list(self) -> list[dict[str, Any]]: ...
+
+    async def show(self, letter_id: int) -> dict[str, Any] | None: ...
+
+    async def replay(self, letter_id: int) -> str | None:
+        """ "" once it will be in the next commit, else why it cannot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One whole HTTP answer."""
@@ -72,8 +91,13 @@ class StatusServer:
 
     def __init__(self, views: Views) -> None:
         self._views = views
+        self.letters: Letters | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_open(self) -> bool:
+        return self._server is not None
 
     async def open(self, host: str, port: int) -> int:
         """Listen; returns the port (a free one was taken for 0). Raises ConfigError when the address cannot be had."""
@@ -122,12 +146,35 @@ class StatusServer:
         target = rest.rpartition(" ")[0]
         if not target.startswith("/"):
             await _send(writer, Answer(400, b"this is not HTTP/1.1\n"))
+        elif urlsplit(target).path.startswith("/deadletters"):
+            await _send(writer, await self._deadletters(method, urlsplit(target).path, head, writer))
         elif method != "GET":
             await _send(writer, Answer(405, b"only GET\n"))
         elif urlsplit(target).path == "/watch":
             await self._watch(target, reader, writer)
         else:
             await _send(writer, self._answer(urlsplit(target).path))
+
+    async def _deadletters(self, method: str, path: str, head: bytes, writer: asyncio.StreamWriter) -> Answer:
+        match = re.fullmatch(r"/deadletters(?:/(\d{1,18})(/replay)?)?", path)
+        if match is None or self.letters is None:
+            return Answer(404, b"try /deadletters, /deadletters/ID or /deadletters/ID/replay\n")
+        if method != ("POST" if match[2] else "GET"):
+            return Answer(405, b"GET shows dead letters, POST replays one\n")
+        try:
+            if match[1] is None:
+                return Answer(200, msgspec.json.encode(await self.letters.list()) + b"\n", JSON)
+            if match[2] is None:
+                letter = await self.letters.show(int(match[1]))
+                return Answer(200, msgspec.json.encode(letter) + b"\n", JSON) if letter else _NO_LETTER
+            if not _is_local(writer) or re.search(rb"\r\norigin\s*:", head, re.IGNORECASE):
+                return Answer(403, b"dead letters are replayed from the gateway's own machine, and by no web page\n")
+            why = await self.letters.replay(int(match[1]))
+        except ForebayError as error:
+            return Answer(503, f"{error}\n".encode())
+        if why is None:
+            return _NO_LETTER
+        return Answer(409, f"{why}\n".encode()) if why else Answer(200, b"replayed\n")
 
     def _answer(self, path: str) -> Answer:
         views = self._views
@@ -178,6 +225,14 @@ class StatusServer:
             close = getattr(records, "aclose", None)
             if close is not None:
                 await close()
+
+
+_NO_LETTER = Answer(404, b"there is no dead letter with this id\n")
+
+
+def _is_local(writer: asyncio.StreamWriter) -> bool:
+    peer = writer.get_extra_info("peername")
+    return bool(peer) and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
 
 
 def _head(code: int, content_type: str, length: int | None) -> bytes:

@@ -2,14 +2,17 @@
 
 Layout (SQLite, version in `meta`)
 
-  meta        key, value                     schema, epoch, born: when it was made in the place of one set aside
+  meta        key, value                     schema, epoch, born: when it was made in the place of one set aside,
+                                             salvage: the name of that one, until its frames are taken over
+                                             (edge/salvage.py), journal_floor, month: the uplink's budget,
+                                             wear: what was written to the disk (edge/wear.py)
   series      id, spec                       append-only; the int32 index of a series is its id
   journal     id, samples, first_ns, last_ns, high_ns, crc, block     a ring: what arrived lately (edge/journal.py)
   outbox      seq, lane, leaf, created_ns, digest, custody, frame     frames that await a receipt
   lane        lane, send_limit               only frames with seq <= send_limit were ever published
   snapshot    id, part, piece, data          state of the operators after journal block `id`; `part` "" makes it whole
   unconfirmed source, messages               what a source's broker may send again (edge/redelivery.py)
-  deadletter  id, at_ns, source, reason, detail, payload
+  deadletter  id, at_ns, source, reason, detail, payload, topic, bytes    `bytes`: of the whole message
 
 `seq` and `journal.id` are AUTOINCREMENT: SQLite remembers the highest ever given, so that a number is
 never given twice, however empty the table is.
@@ -17,12 +20,22 @@ never given twice, however empty the table is.
 One transaction a commit, with a small fixed number of statements. WAL mode with synchronous=FULL: when
 `commit` returns, the disk has it.
 
-What each crash leaves
-  before the commit     nothing of it: no source was acknowledged, so each sends again
-  in the commit         SQLite rolls back: the same as before it
-  after the commit      all of it; sources that were not told send again, and are recognised (edge/identity.py)
-  in a snapshot         pieces without the closing row: ignored and removed at the next open
-  in the making         `NAME.new`: removed and made again at the next open
+What a crash leaves, by where it comes
+  between ... and ...                  on the disk                         what the next start does
+  arrival       the commit             nothing of it                       no source was acknowledged: each sends again
+  BEGIN         the WAL's sync         frames of the WAL without their     SQLite passes over them: as before the commit
+                                       closing one
+  the sync      the acknowledgement    all of it                           sources that were not told send again, and
+                                                                           are recognised (redelivery.py, identity.py)
+  two commits   a checkpoint's end     pages in WAL and file               SQLite does the checkpoint again
+  a receipt     the commit after it    the frame                           it is sent again; its points have their keys
+  a send limit  the publishing         the limit                           the frame counts as published: never merged
+  two pieces    a snapshot's last row  pieces without a last row           removes them; the snapshot before counts, and
+                                                                           the journal reaches back to it
+  a snapshot    a trim of the journal  blocks that are not needed          nothing: the next trim takes them
+  damage found  the file's set aside   the damaged file                    it is opened, found damaged again, set aside
+  set aside     `NAME.new` renamed     `NAME.aside-*`, maybe `NAME.new`    a new file is made; it knows of the one aside
+  two commits   the salvage's end      some frames of it, meta `salvage`   it is gone through again (edge/salvage.py)
 
 Limits. The file is filled to its limit when it is made, and SQLite is told not to grow beyond it
 (`max_page_count`, at every open, since SQLite forgets it); the WAL is written to its share at every open
@@ -60,6 +73,7 @@ from devices.errors import StoreCorrupt, StoreError, StoreFull
 from devices.model import Lane, SeriesSpec
 from devices.quantities import Size
 from edge.custody import Commit, Committed, DeadLetter, JournalRow, OutboxRow, Usage
+from edge.wear import Wear, written_bytes
 
 log = logging.getLogger("forebay.store")
 
@@ -69,6 +83,7 @@ SCHEMA_VERSION = 1
 
 ASIDE = ".aside-"
 PAGE_BYTES = 4096
+CACHE_PAGES = 512
 WAL_SHARE = 8
 """One part in so many of `max_size` is the WAL's."""
 WAL_BYTES_MIN = 1 << 20
@@ -79,9 +94,8 @@ SNAPSHOT_TRANSACTION_BYTES = 256 << 10
 FULL_FROM_BYTES = 1 << 20
 """SQLite says "full" of the disk as well: of the file only where it has less room than this and what is added."""
 DEAD_LETTERS_MAX = 1000
-DEAD_LETTERS_BYTES_MAX = 4 << 20
-DEAD_LETTER_BYTES_MAX = 4096
-"""Of a device's message this much is kept; frames are kept whole."""
+DEAD_LETTERS_BYTES_MAX = 1 << 20
+"""Unless the configuration says otherwise."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
@@ -95,26 +109,32 @@ CREATE TABLE snapshot (id INTEGER NOT NULL, part TEXT NOT NULL, piece INTEGER NO
     PRIMARY KEY (id, part, piece));
 CREATE TABLE unconfirmed (source TEXT PRIMARY KEY, messages BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE deadletter (id INTEGER PRIMARY KEY AUTOINCREMENT, at_ns INTEGER NOT NULL, source TEXT NOT NULL,
-    reason TEXT NOT NULL, detail TEXT NOT NULL, payload BLOB NOT NULL);
+    reason TEXT NOT NULL, detail TEXT NOT NULL, payload BLOB NOT NULL, topic TEXT NOT NULL DEFAULT '',
+    bytes INTEGER NOT NULL DEFAULT 0);
 """
 
 
 class Store:
     """The file, used from one thread. Every method but `open` may raise StoreError."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, began_bytes: int) -> None:
+        """`began_bytes`: written to the disk by this process before it opened the file."""
         self._db = connection
         self.path = path
+        self.dead_letters_bytes = DEAD_LETTERS_BYTES_MAX
+        """Of payloads; when full the oldest go."""
+        self.dead_letters_gone = 0
         self.set_aside: str = ""
         """Where the file that was found damaged lies now; "" when none was."""
         self.epoch = int.from_bytes(self._meta("epoch"), "big")
         self.born_ns = int.from_bytes(self._meta("born"), "big")
         """UTC at which it followed a file that was set aside; 0: it followed none."""
+        self.wear = Wear(self._meta("wear"), began_bytes)
         self._journal_bytes = self._one("SELECT sum(length(block)) FROM journal", default=0)
-        self._journal_from_ns = self._oldest_ns()
         # Where all of the journal has been trimmed, it reached as far as what has left it.
         last_high = "SELECT high_ns FROM journal ORDER BY id DESC LIMIT 1"
         self._high_ns = self._one(last_high, default=self.journal_floor_ns())
+        self._journal_from_ns = self._oldest_ns()
 
     # -- opening -------------------------------------------------------------------------------------
 
@@ -139,7 +159,7 @@ class Store:
     @classmethod
     def anew(cls, path: Path, max_size_bytes: int, why: str) -> Store:
         """Set a file that cannot be used aside, and begin with an empty one."""
-        aside = str(_set_aside(path, why))
+        aside = str(set_aside(path, why))
         _make(path, max_size_bytes)
         store = cls._open_existing(path, max_size_bytes)
         store.set_aside = aside
@@ -147,7 +167,7 @@ class Store:
 
     @classmethod
     def _open_existing(cls, path: Path, max_size_bytes: int) -> Store:
-        wal_bytes = _wal_share(max_size_bytes)
+        wal_bytes, began_bytes = _wal_share(max_size_bytes), written_bytes()
         # The store's thread is not the one that opens it; it is still used from one thread at a time.
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
         try:
@@ -158,9 +178,10 @@ class Store:
                     f"its schema version is {version and int(version[0])}, this program knows up to {SCHEMA_VERSION}"
                 )
             _grow_wal(db, wal_bytes)
+            _add_columns(db)
             db.execute(f"PRAGMA max_page_count = {(max_size_bytes - wal_bytes) // PAGE_BYTES}")
             db.execute("DELETE FROM snapshot WHERE id <> coalesce((SELECT max(id) FROM snapshot WHERE part = ''), -1)")
-            return cls(db, path)
+            return cls(db, path, began_bytes)
         except sqlite3.Error as error:
             db.close()
             raise _cannot_open(path, error) from error
@@ -182,6 +203,11 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             if commit.buried or commit.dead_letters:
                 self._insert_dead_letters(commit)
+            if commit.replayed:
+                db.execute(
+                    "DELETE FROM deadletter WHERE id IN (SELECT value FROM json_each(?))",
+                    (msgspec.json.encode(commit.replayed).decode(),),
+                )
             if commit.removed:
                 db.execute(
                     "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))",
@@ -212,6 +238,8 @@ class Store:
                 )
             if commit.unconfirmed:
                 db.executemany("INSERT OR REPLACE INTO unconfirmed VALUES (?, ?)", list(commit.unconfirmed.items()))
+            if commit.month:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('month', ?)", (commit.month,))
             if commit.send_limits:
                 db.executemany("INSERT OR REPLACE INTO lane VALUES (?, ?)", list(commit.send_limits.items()))
             db.execute("COMMIT")
@@ -219,7 +247,7 @@ class Store:
             needed_bytes = len(commit.block) + sum(len(frame) for _, frame in commit.frames)
             raise self._failed(error, "the commit", needed_bytes) from error
         self._high_ns = high_ns
-        if trimmed_bytes or not self._journal_bytes:
+        if trimmed_bytes or not self._journal_bytes or not self._journal_from_ns:
             self._journal_from_ns = self._oldest_ns()
         self._journal_bytes += len(commit.block) - trimmed_bytes
         return self.committed()
@@ -248,20 +276,22 @@ class Store:
         """Add to the dead letters, and let the oldest go beyond their limits."""
         db = self._db
         db.executemany(
-            "INSERT INTO deadletter (at_ns, source, reason, detail, payload) VALUES (?, ?, ?, ?, ?)",
-            [(a, s, r, d, p[:DEAD_LETTER_BYTES_MAX]) for a, s, r, d, p in commit.dead_letters],
+            "INSERT INTO deadletter (at_ns, source, reason, detail, payload, topic, bytes) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [letter[:-1] for letter in commit.dead_letters],
         )
         db.executemany(
-            "INSERT INTO deadletter (at_ns, source, reason, detail, payload) "
-            "SELECT ?, 'uplink', ?, ?, frame FROM outbox WHERE seq = ?",
+            "INSERT INTO deadletter (at_ns, source, reason, detail, payload, bytes) "
+            "SELECT ?, 'uplink', ?, ?, frame, length(frame) FROM outbox WHERE seq = ?",
             [(at_ns, reason, detail, seq) for seq, at_ns, reason, detail in commit.buried],
         )
-        db.execute(
+        gone = db.execute(
             "DELETE FROM deadletter WHERE id <= (SELECT max(id) FROM (SELECT id, "
             "sum(length(payload)) OVER newest AS bytes, count(*) OVER newest AS letters FROM deadletter "
             "WINDOW newest AS (ORDER BY id DESC)) WHERE bytes > ? OR letters > ?)",
-            (DEAD_LETTERS_BYTES_MAX, DEAD_LETTERS_MAX),
+            (self.dead_letters_bytes, DEAD_LETTERS_MAX),
         )
+        self.dead_letters_gone += gone.rowcount
 
     # -- reading back --------------------------------------------------------------------------------
 
@@ -299,6 +329,10 @@ class Store:
 
     def unconfirmed(self) -> dict[str, bytes]:
         return dict(self._db.execute("SELECT source, messages FROM unconfirmed"))
+
+    def month(self) -> bytes:
+        """The account of the month's budget; empty when there is none."""
+        return self._meta("month")
 
     def send_limits(self) -> dict[Lane, int]:
         return {Lane(lane): limit for lane, limit in self._db.execute("SELECT lane, send_limit FROM lane")}
@@ -348,14 +382,28 @@ class Store:
         )
         return [block for (block,) in rows]
 
+    def to_salvage(self) -> Path | None:
+        """The file set aside whose frames have not been taken over yet (edge/salvage.py)."""
+        name = self._meta("salvage")
+        return self.path.with_name(name.decode()) if name else None
+
+    def is_salvaged(self) -> None:
+        """What could be taken over has been. Raises StoreError."""
+        try:
+            self._db.execute("DELETE FROM meta WHERE key = 'salvage'")
+        except sqlite3.Error as error:
+            raise self._failed(error, "the end of the salvage", 0) from error
+
     def journal_floor_ns(self) -> int:
         """The time before which the journal knows nothing for certain: the highest that has left it."""
         return int.from_bytes(self._meta("journal_floor"), "big", signed=True)
 
-    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """The newest first."""
+    def dead_letters(self, only: int = 0) -> list[DeadLetter]:
+        """The newest first; or only the one with this id."""
         rows = self._db.execute(
-            "SELECT at_ns, source, reason, detail, payload FROM deadletter ORDER BY id DESC LIMIT ?", (limit,)
+            "SELECT at_ns, source, reason, detail, payload, topic, bytes, id FROM deadletter WHERE ? IN (0, id) "
+            "ORDER BY id DESC",
+            (only,),
         )
         return [DeadLetter(*row) for row in rows]
 
@@ -366,7 +414,9 @@ class Store:
         )
 
     def _oldest_ns(self) -> int:
-        return self._one("SELECT high_ns FROM journal ORDER BY id LIMIT 1", default=0)
+        """How far back the journal reaches; blocks from before the first sample reach nowhere, and an empty one only
+        to where it ended."""
+        return self._one("SELECT high_ns FROM journal WHERE high_ns > 0 ORDER BY id LIMIT 1", default=self._high_ns)
 
     # -- snapshots -----------------------------------------------------------------------------------
 
@@ -395,6 +445,7 @@ class Store:
             self._insert_series(list(changed.items()))
             self._db.execute("INSERT INTO snapshot VALUES (?, '', 0, x'')", (after_block,))
             self._db.execute("DELETE FROM snapshot WHERE id <> ?", (after_block,))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('wear', ?)", (self.wear.pack(),))
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             failed = self._failed(error, "the snapshot", SNAPSHOT_TRANSACTION_BYTES)
@@ -445,6 +496,8 @@ class Store:
                 return StoreFull(f"{self.path} is full: {what} changed nothing")
             # To give up frames would free nothing: the file has room, and the disk has none for the WAL.
             return StoreError(f"{self.path}: the disk is full: {what} changed nothing; free some space on it")
+        if is_damage(error):
+            return StoreCorrupt(f"{self.path} is damaged: {error}")
         return StoreError(f"{self.path}: {what} failed and changed nothing: {error}")
 
 
@@ -490,17 +543,26 @@ def _configure(db: sqlite3.Connection, wal_bytes: int) -> None:
     db.execute("PRAGMA synchronous = FULL")
     # Checkpointed at a quarter of its share: a commit that falls due then still fits.
     db.execute(f"PRAGMA wal_autocheckpoint = {wal_bytes // PAGE_BYTES // 4}")
-    db.execute("PRAGMA cache_size = -2048")
+    db.execute(f"PRAGMA cache_size = {CACHE_PAGES}")
     # Debian's SQLite overwrites what is deleted: each page of a freed block would be written once more.
     db.execute("PRAGMA secure_delete = OFF")
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """What dead letters have learnt to say within this schema version; a program that knows less leaves it out."""
+    known = {row[1] for row in db.execute("PRAGMA table_info(deadletter)")}
+    for column in ("topic TEXT NOT NULL DEFAULT ''", "bytes INTEGER NOT NULL DEFAULT 0"):
+        if known and column.split()[0] not in known:
+            db.execute(f"ALTER TABLE deadletter ADD COLUMN {column}")
 
 
 def _grow_wal(db: sqlite3.Connection, wal_bytes: int) -> None:
     """Write the WAL to its share: SQLite removes it at a clean end, and a disk may be full later.
 
-    What is rolled back has passed through the WAL all the same, once it is larger than the cache. To be done before
+    What is rolled back has passed through the WAL all the same, where it is larger than the cache. To be done before
     the file's own limit is set: a file that is full has no room for what never comes to it.
     """
+    db.execute("PRAGMA cache_size = 16")
     db.execute("BEGIN IMMEDIATE")
     try:
         db.execute("INSERT INTO meta VALUES ('wal', zeroblob(?))", (wal_bytes - (wal_bytes >> 4),))
@@ -511,6 +573,7 @@ def _grow_wal(db: sqlite3.Connection, wal_bytes: int) -> None:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+        db.execute(f"PRAGMA cache_size = {CACHE_PAGES}")
 
 
 def _make(path: Path, max_size_bytes: int) -> None:
@@ -521,7 +584,8 @@ def _make(path: Path, max_size_bytes: int) -> None:
     wal_bytes = _wal_share(max_size_bytes)
     file_bytes = max_size_bytes - wal_bytes
     # Looked for, not told: a crash may come between setting aside and this.
-    born_ns = time.time_ns() if any(path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*")) else 0
+    aside = sorted(path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*[0-9a-f]"))  # the file's, not -wal's and -shm's
+    born_ns = time.time_ns() if aside else 0
     try:
         db = sqlite3.connect(new, isolation_level=None)
         try:
@@ -535,6 +599,7 @@ def _make(path: Path, max_size_bytes: int) -> None:
                     ("schema", SCHEMA_VERSION),
                     ("epoch", secrets.token_bytes(8)),
                     ("born", born_ns.to_bytes(8, "big")),
+                    *([("salvage", aside[-1].name.encode())] if aside else []),
                 ],
             )
             db.execute("CREATE TABLE fill (data BLOB)")
@@ -562,7 +627,7 @@ def _make(path: Path, max_size_bytes: int) -> None:
         raise StoreError(f"cannot make the store {path} of {Size(max_size_bytes)}: {what}") from error
 
 
-def _set_aside(path: Path, why: str) -> Path:
+def set_aside(path: Path, why: str) -> Path:
     """Move a file that cannot be used, and what SQLite keeps beside it, out of the way."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = path.with_name(f"{path.name}{ASIDE}{stamp}-{secrets.token_hex(2)}")
@@ -584,8 +649,12 @@ class StoreThread:
     def __init__(self, store: Store, executor: ThreadPoolExecutor) -> None:
         self._store = store
         self._executor = executor
+        self._damage: StoreCorrupt | None = None
+        """Found by whoever reads or writes; the next commit raises it, so that the pump ends."""
 
     async def commit(self, commit: Commit) -> Committed:
+        if self._damage is not None:
+            raise self._damage
         return await self._call(self._store.commit, commit)
 
     async def write_snapshot(
@@ -606,13 +675,25 @@ class StoreThread:
         try:
             return self._executor.submit(self._store.blocks_between, lo_ns, hi_ns).result()
         except sqlite3.Error as error:
-            raise StoreError(f"{self._store.path} cannot be read: {error}") from error
+            raise self._unreadable(error) from error
+
+    async def dead_letters(self, only: int = 0) -> list[DeadLetter]:
+        return await self._call(self._store.dead_letters, only)
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        except StoreCorrupt as error:
+            self._damage = error
+            raise
         except sqlite3.Error as error:  # of the methods that only read
-            raise StoreError(f"{self._store.path} cannot be read: {error}") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> StoreError:
+        if not is_damage(error):
+            return StoreError(f"{self._store.path} cannot be read: {error}")
+        self._damage = StoreCorrupt(f"{self._store.path} is damaged: {error}")
+        return self._damage
 
 
 def _step(steps: Iterator[None]) -> bool:

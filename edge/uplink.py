@@ -6,8 +6,16 @@
 
 Which frames there are and which may go, edge/outbox.py says; this module waits, publishes, and takes answers.
 
-What a crash leaves: a frame is deleted by the commit that follows its receipt, so a crash in between
-sends it again, which changes nothing in the cloud (design §4.2). A PUBACK frees nothing.
+What a crash leaves, by where it comes (in the store; nothing else outlives the process). A PUBACK frees nothing.
+  between ... and ...                      what is on the disk           what the next start does
+  the frame's commit  its send limit       the frame, held               holds it: it may still be merged or dropped
+  the send limit      the publishing       frame and limit               publishes it, as if for the second time
+  the publishing      the PUBACK           the same                      publishes it again, as after a lost link
+  the PUBACK          the receipt          the same                      the same: points have their keys, so that a
+                                                                         second writing changes nothing (§4.2)
+  the receipt         the commit after it  the same                      the same; the second receipt ends it
+  the commit          -                    nothing of it                 a receipt that comes late matches no frame
+  a month's bytes     the commit after     the account without them      counts at most the last commit's bytes too few
 
 Nobody listens: where the broker says so (reason 0x10) it has thrown the frame away. Then one frame, the
 smallest, is published now and again, until somebody does; all others wait for that.
@@ -19,6 +27,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
@@ -28,8 +37,10 @@ from devices.wire import topics
 from devices.wire.receipt import Receipt, decode_receipt
 from devices.wire.receive import Inbound
 from devices.wire.topics import Correlation, parse_correlation
+from edge.budget import MonthBudget, Stage, TokenBucket
 from edge.custody import OutboxRow
 from edge.outbox import Flight, Outbox
+from edge.underway import Underway
 
 log = logging.getLogger("forebay.uplink")
 
@@ -42,6 +53,8 @@ FRAMES_AT_ONCE = 16
 CACHE_BYTES = 4 << 20
 """Frames just committed are kept in memory up to this much, so that live data need not be read back."""
 STORE_RETRY_S = 1.0
+MONTH_LOOK_S = 60.0
+"""How often at least the socket is looked at for the month's budget."""
 
 
 class Link(Protocol):
@@ -49,6 +62,12 @@ class Link(Protocol):
 
     @property
     def connected(self) -> bool: ...
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
 
     def publish(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> int | None: ...
 
@@ -58,27 +77,8 @@ class Answer(NamedTuple):
 
     row: OutboxRow
     receipt: Receipt
-
-
-class TokenBucket:
-    """At most `rate` bytes a second over any longer time, in bursts of up to one second's worth."""
-
-    def __init__(self, rate_bytes_per_s: float) -> None:
-        self._rate = rate_bytes_per_s
-        self._tokens = rate_bytes_per_s
-        self._at_s = 0.0
-
-    def wait_s(self, size_bytes: int, now_s: float, *, urgent: bool = False) -> float:
-        """0.0, and the tokens are taken; or how long until they will be there. What is urgent takes them in advance."""
-        if self._rate <= 0:
-            return 0.0
-        self._tokens = min(self._rate, self._tokens + (now_s - self._at_s) * self._rate)
-        self._at_s = now_s
-        needed = min(size_bytes, self._rate)
-        if self._tokens < needed and not urgent:
-            return (needed - self._tokens) / self._rate
-        self._tokens -= size_bytes
-        return 0.0
+    was_dropped: bool = False
+    """It had been published and then dropped: `unconfirmed` until now."""
 
 
 class Uplink:
@@ -93,8 +93,11 @@ class Uplink:
         *,
         receipt_timeout_s: float,
         max_rate_bytes_per_s: float,
+        month: MonthBudget | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
         random_source: random.Random | None = None,
     ) -> None:
+        """`month`: what may be sent in a month, by `now_ns`, in UTC."""
         self.outbox = outbox
         self.link: Link | None = None
         self.answered = asyncio.Event()
@@ -109,12 +112,19 @@ class Uplink:
         self._read_frames = read_frames
         self._receipt_timeout_s = receipt_timeout_s
         self._bucket = TokenBucket(max_rate_bytes_per_s)
+        self.month = month
+        self.stage = Stage.FREE
+        """What the month's budget allows."""
+        self.release = False
+        """What was held to be merged may go, with the next commit (edge/pump.py)."""
+        self._now_ns = now_ns
         self._random = random_source or random.Random()
         self._wake = asyncio.Event()
         self._answers: list[Answer] = []
         self._cache: dict[int, bytes] = {}
         self._cache_bytes = 0
         self._mids: dict[int, int] = {}
+        self._underway = Underway()
         self._quiet_s = NOBODY_LISTENS_S[0]
         self._quiet_until_s = 0.0
         self.frames_published = 0
@@ -127,17 +137,35 @@ class Uplink:
         """Whether what is published now is likely to arrive; only then send limits are raised."""
         return self.link is not None and self.link.connected and not self.nobody_listens
 
+    @property
+    def flows(self) -> bool:
+        """Whether everything is sent as it comes."""
+        return self.is_open and self.stage == Stage.FREE
+
+    @property
+    def saves(self) -> bool:
+        """Whether summaries are to be held, and merged before they go (edge/budget.py)."""
+        return self.is_open and self.stage == Stage.SAVING
+
     def plan_limits(self, new: list[OutboxRow], to_backfill: bool) -> dict[Lane, int]:
         """The send limits for the next commit. While the way is shut frames are held, so that they may be merged;
         but one is needed to find out whether somebody listens again."""
-        if self.is_open or (self.nobody_listens and not self.outbox.has_published()):
-            return self.outbox.plan_limits(new, to_backfill)
-        return {}
+        if not self.is_open and (not self.nobody_listens or self.outbox.has_published()):
+            return {}
+        limits = self.outbox.plan_limits(new, to_backfill)
+        if self.stage >= Stage.ALARMS_ONLY or (self.saves and not self.release):
+            return {lane: limit for lane, limit in limits.items() if lane == Lane.ALARM}
+        return limits
+
+    def month_row(self, last: bool) -> bytes:
+        """What the next commit, or the last one, should keep of the month's budget; empty: nothing."""
+        return self.month.row(last) if self.month is not None else b""
 
     def committed(
         self, frames: list[tuple[OutboxRow, bytes]], limits: dict[Lane, int], removed: list[int], to_backfill: bool
     ) -> None:
         """A commit is durable: its frames and limits count from now on."""
+        self.release = False
         for seq in removed:
             self._cache_bytes -= len(self._cache.pop(seq, b""))
         self.outbox.committed([row for row, _ in frames], limits, removed, to_backfill)
@@ -157,6 +185,7 @@ class Uplink:
     def on_connect(self, session_present: bool) -> None:
         self.outbox.link_lost()
         self._mids.clear()
+        self._underway.clear()
         self._heard()
 
     def on_disconnect(self, error: ForebayError) -> None:
@@ -168,6 +197,7 @@ class Uplink:
         seq = self._mids.pop(mid, None)
         if seq is None:
             return
+        self._is_taken(seq)
         if reason_code == PUBACK_NOBODY_LISTENS:
             self._not_heard(seq)
         elif reason_code >= PUBACK_REFUSED:
@@ -179,6 +209,10 @@ class Uplink:
             self.refusal = ""
             if self.nobody_listens:
                 self._heard()
+
+    def _is_taken(self, seq: int) -> None:
+        self._underway.taken(seq, asyncio.get_running_loop().time())
+        self._wake.set()
 
     def _not_heard(self, seq: int) -> None:
         self.outbox.not_sent(seq)
@@ -209,12 +243,16 @@ class Uplink:
                 log.warning("a receipt that cannot be read was ignored: %s", error)
 
     def _receipt(self, told: Correlation, payload: bytes) -> None:
-        row = self.outbox.find(told.seq)
+        row = self.outbox.find(told.seq) or self.outbox.given_up(told.seq)
         if row is None or told.epoch != self._epoch or told.digest != row.digest:
             return
         receipt = decode_receipt(payload)
-        self._answers.append(Answer(self.outbox.leave(told.seq), receipt))
-        self.outbox.receipts += 1
+        self._is_taken(told.seq)
+        if self.outbox.find(told.seq):
+            row = self.outbox.receipted(told.seq, asyncio.get_running_loop().time())
+            self._answers.append(Answer(row, receipt))
+        else:
+            self._answers.append(Answer(self.outbox.receipted_late(told.seq), receipt, was_dropped=True))
         self.frames_receipted += 1
         if self.nobody_listens:
             self._heard()
@@ -227,11 +265,23 @@ class Uplink:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
+            self._look_at_month(loop.time())
             wait_s = await self._publish_due(loop)
+            if self.month is not None:
+                wait_s = min(wait_s, MONTH_LOOK_S)
             # Not `wait_for`, which in Python 3.11 may swallow a cancellation.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if wait_s == float("inf") else wait_s):
                     await self._wake.wait()
+
+    def _look_at_month(self, now_s: float) -> None:
+        if self.month is None or self.link is None:
+            return
+        was, self.stage = self.stage, self.month.look(self._now_ns(), now_s, self.link.bytes_in, self.link.bytes_out)
+        if self.stage != was:
+            log.log(logging.WARNING if self.stage > was else logging.INFO, "%s", self.month.sentence())
+            self.reopened |= self.stage < was  # what was held is backlog
+            self.answered.set()
 
     async def _publish_due(self, loop: asyncio.AbstractEventLoop) -> float:
         """Publish until nothing is due, or something has come that may go first; how long until something is due."""
@@ -268,7 +318,12 @@ class Uplink:
             log.error("frame %d cannot be read back", row.seq)
             self.outbox.published(flight, now_s, self._receipt_timeout_s, self._random.random())
             return 0.0
-        wait_s = self._bucket.wait_s(row.size_bytes, now_s, urgent=row.lane == Lane.ALARM)
+        urgent = row.lane == Lane.ALARM
+        if not urgent and not self._underway.may(row.size_bytes, now_s):
+            return float("inf")  # until a PUBACK
+        if self.month is not None and not self.month.may(row.size_bytes, urgent=urgent):
+            return MONTH_LOOK_S
+        wait_s = self._bucket.wait_s(row.size_bytes, now_s, urgent=urgent)
         if wait_s:
             return wait_s
         frame = frames[row.seq]
@@ -277,7 +332,10 @@ class Uplink:
         if mid is None:
             return float("inf")
         self._mids[mid] = row.seq
+        self._underway.sent(row.seq, row.size_bytes)
         self.frames_published += 1
+        if self.month is not None:
+            self.month.published(row.size_bytes)
         self.outbox.published(flight, now_s, self._receipt_timeout_s, self._random.random())
         return 0.0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from edge.config import EdgeConfig
 from edge.intake import Intake
 from edge.metrics import family
 from edge.operators import Operators
+from edge.outage import sentence as outage_sentence
 from edge.pump import Pump
+from edge.reload import Reloads
 from edge.report import SOFTWARE
 from edge.uplink import Uplink
+from edge.wear import Wear, written_bytes
 
 RATE_S = 1.0
 """Rates are those of the last stretch of at least this long."""
@@ -49,7 +53,15 @@ class Views:
     """The daemon's parts, looked at."""
 
     def __init__(
-        self, config: EdgeConfig, operators: Operators, intake: Intake, pump: Pump, uplink: Uplink, session: Session
+        self,
+        config: EdgeConfig,
+        operators: Operators,
+        intake: Intake,
+        pump: Pump,
+        uplink: Uplink,
+        session: Session,
+        wear: Wear,
+        reloads: Reloads,
     ) -> None:
         self._config = config
         self._operators = operators
@@ -57,6 +69,8 @@ class Views:
         self._pump = pump
         self._uplink = uplink
         self._session = session
+        self._wear = wear
+        self._reloads = reloads
         self._started_s = time.monotonic()
         self._rates = Rates(self._started_s)
 
@@ -97,12 +111,48 @@ class Views:
                 "blocked": pump.blocked,
                 "error": pump.store_error,
             },
+            "outage": self._outage(),
+            "month": self._month(),
+            "disk": self._disk(),
+            "configuration": {
+                "digest": self._config.digest,
+                "reloads": self._reloads.done,
+                "refused": self._reloads.refused,
+                "refusal": self._reloads.last_refusal,
+            },
+            "clock": self._clock(),
             "ledger": self._ledger(),
             "alarms": {"open": self._operators.alarms.open_count()},
             "series": sum(1 for spec in self._operators.specs if spec.channel),
             "rates": {"samples_per_s": self._rates.samples_per_s, "frames_per_s": self._rates.frames_per_s},
-            "lag_ms": (time.time_ns() - oldest_ns) / 1e6 if oldest_ns else 0.0,
+            "lag_ms": (pump.clock.now_ns() - oldest_ns) / 1e6 if oldest_ns else 0.0,
         }
+
+    def _outage(self) -> dict[str, Any]:
+        budget_s = self._pump.outage_budget_s()
+        known = budget_s == budget_s
+        return {
+            "budget_s": budget_s if known else None,
+            "means": outage_sentence(budget_s, self._config.store.when_full),
+        }
+
+    def _month(self) -> dict[str, Any]:
+        """Empty without `uplink.max_per_month`."""
+        month = self._uplink.month
+        if month is None:
+            return {}
+        return {
+            "spent_bytes": month.spent_bytes,
+            "limit_bytes": month.max_bytes,
+            "stage": month.stage.name.lower().replace("_", " "),
+            "means": month.sentence(),
+        }
+
+    def _disk(self) -> dict[str, Any]:
+        """`years_left` with `store.endurance` alone."""
+        wear, endurance = self._wear, self._config.store.endurance
+        disk = {"written_bytes": wear.look().bytes, "written_bytes_per_day": wear.bytes_per_day()}
+        return disk if endurance is None else {**disk, "years_left": wear.years(endurance)}
 
     def _source(self, name: str) -> dict[str, Any]:
         source = self._intake.sources[name]
@@ -117,6 +167,17 @@ class Views:
             "reconnects": status.reconnects,
             "skipped": status.skipped,
             "overruns": status.overruns,
+        }
+
+    def _clock(self) -> dict[str, Any]:
+        clock = self._pump.clock
+        since = datetime.fromtimestamp(clock.since_ns / 1e9, UTC)
+        return {
+            "trusted": clock.trusted,
+            "why": clock.why,
+            "since": since.isoformat(timespec="seconds"),
+            "ahead_s": clock.ahead_ns() / 1e9,
+            "held": self._operators.held.samples,
         }
 
     def _ledger(self) -> dict[str, Any]:
@@ -135,7 +196,7 @@ class Views:
     def metrics(self) -> str:
         """All metrics as Prometheus text."""
         status = self.status()
-        ledger, store, link = status["ledger"], status["store"], status["link"]
+        ledger, store, link, clock = status["ledger"], status["store"], status["link"], status["clock"]
         pump, uplink = self._pump, self._uplink
         lines = [
             *family("forebay_samples_produced_total", "counter", "Samples taken in", ledger["produced"]),
@@ -155,13 +216,26 @@ class Views:
                 [({"policy": policy}, count) for policy, count in ledger["dropped"].items()],
             ),
             *family("forebay_ledger_imbalance_samples", "gauge", "Samples unaccounted for", ledger["imbalance"]),
+            *family("forebay_reloads_total", "counter", "Configurations taken while running", self._reloads.done),
+            *family("forebay_reloads_refused_total", "counter", "Files refused at a reload", self._reloads.refused),
+            *family("forebay_clock_trusted", "gauge", "1 while the clock is believed", int(clock["trusted"])),
+            *family("forebay_clock_ahead_seconds", "gauge", "System clock less the estimate", clock["ahead_s"]),
+            *family("forebay_samples_held", "gauge", "Samples that wait for a clock to be believed", clock["held"]),
             *family("forebay_series", "gauge", "Series of this gateway", status["series"]),
             *family("forebay_alarms_open", "gauge", "Alarms that are open", status["alarms"]["open"]),
             *family("forebay_store_used_bytes", "gauge", "Bytes of the store in use", store["bytes"]),
             *family("forebay_store_limit_bytes", "gauge", "Bytes that the store may hold", store["limit_bytes"]),
+            *self._disk_metrics(status["disk"]),
             *family("forebay_journal_bytes", "gauge", "Bytes of raw samples kept", store["journal_bytes"]),
             *family("forebay_outbox_frames", "gauge", "Frames that await a receipt", store["outbox_frames"]),
             *family("forebay_outbox_bytes", "gauge", "Bytes of these frames", store["outbox_bytes"]),
+            *family(
+                "forebay_outage_budget_seconds",
+                "gauge",
+                "How long the link may be away before data are merged, dropped or wait",
+                pump.outage_budget_s(),
+            ),
+            *self._month_metrics(),
             *family("forebay_uplink_connected", "gauge", "1 while the broker is connected", int(link["connected"])),
             *family("forebay_uplink_received_bytes_total", "counter", "Bytes read from the uplink", link["bytes_in"]),
             *family("forebay_uplink_sent_bytes_total", "counter", "Bytes written to the uplink", link["bytes_out"]),
@@ -178,6 +252,38 @@ class Views:
             ),
         ]
         return "\n".join(lines) + "\n"
+
+    def _disk_metrics(self, disk: dict[str, Any]) -> list[str]:
+        years = disk.get("years_left")
+        return [
+            *family(
+                "forebay_disk_written_bytes_total",
+                "counter",
+                "Bytes that this process wrote to the disk, by the kernel's account",
+                written_bytes(),
+            ),
+            *family(
+                "forebay_disk_written_bytes_per_day",
+                "gauge",
+                "The same, of the last day of running, restarts included",
+                disk["written_bytes_per_day"],
+            ),
+            *(
+                family("forebay_disk_years_left", "gauge", "Until store.endurance is used up at this rate", years)
+                if years is not None
+                else []
+            ),
+        ]
+
+    def _month_metrics(self) -> list[str]:
+        month = self._uplink.month
+        if month is None:
+            return []
+        return [
+            *family("forebay_month_spent_bytes", "gauge", "Bytes at the uplink's socket this month", month.spent_bytes),
+            *family("forebay_month_limit_bytes", "gauge", "Bytes that the month may have", month.max_bytes),
+            *family("forebay_month_stage", "gauge", "0 free, 1 saving, 2 alarms only, 3 spent", int(month.stage)),
+        ]
 
     def _source_metrics(self, sources: dict[str, dict[str, Any]]) -> list[str]:
         def by_source(key: str) -> list[tuple[dict[str, str], float]]:

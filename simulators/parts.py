@@ -154,7 +154,7 @@ def edge_service(folder: Path, gateway: str, scenario: Scenario, sensors: Broker
             for device in device_names(name, group.count):
                 port = str(folder / "record" / "ports" / device)
                 tables.append((f"source.{device}", {"driver": "serial", "port": port, "profile": group.profile}))
-    lines = [f"gateway = {_text(gateway)}", 'profiles = ["profiles"]', 'ledger = "5 s"']
+    lines = [f"gateway = {_text(gateway)}", 'profiles = ["profiles"]', 'ledger = "5 s"', 'heartbeat = "60 s"']
     for table, keys in tables:
         lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
     config = folder / "edge.toml"

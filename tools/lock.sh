@@ -21,3 +21,4 @@ compile --extra cloud --extra simulators --extra dev --build-deps-for editable -
 compile --constraint requirements/dev.lock --output-file requirements/edge.lock "$@"
 compile --extra cloud --extra simulators --constraint requirements/dev.lock --output-file requirements/cloud.lock "$@"
 compile --extra fuzz --constraint requirements/dev.lock --output-file requirements/fuzz.lock "$@"
+compile --extra plots --constraint requirements/dev.lock --output-file requirements/plots.lock "$@"

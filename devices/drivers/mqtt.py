@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -28,7 +28,8 @@ from devices.wire.receive import Inbound
 from devices.wire.session import Session, SessionOptions
 
 MESSAGES_MAX = 1024
-"""A delivery is never cut, so it must be small beside a commit's 4,096 samples."""
+PART_BYTES = 64 * 1024
+"""A delivery is never cut, so it must be small beside a commit's 4,096 samples, and a message may hold hundreds."""
 
 
 class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,8 +137,8 @@ class MqttDriver:
     def _received(self, inbound: Inbound) -> None:
         arrived_ns = self._now_ns()
         self._status.messages += len(inbound)
-        for start in range(0, len(inbound), MESSAGES_MAX):
-            part = slice(start, start + MESSAGES_MAX)
+        for part in _parts(inbound.payloads):
+            start = part.start
             packet_ids = inbound.packet_ids[part]
             settle: Callable[[], None] | None = None
             marks = None
@@ -188,6 +189,17 @@ def session_options(options: MqttOptions, device: str, *, probe: bool) -> Sessio
         max_packet_bytes=int(options.max_message),
         protocol=options.protocol,
     )
+
+
+def _parts(payloads: list[bytes]) -> Iterator[slice]:
+    """At most MESSAGES_MAX messages of together PART_BYTES; or one that is larger."""
+    start = size_bytes = 0
+    for at, payload in enumerate(payloads):
+        if at > start and (at - start == MESSAGES_MAX or size_bytes + len(payload) > PART_BYTES):
+            yield slice(start, at)
+            start, size_bytes = at, 0
+        size_bytes += len(payload)
+    yield slice(start, len(payloads))
 
 
 def _nobody_asks(count: int) -> None:

@@ -25,8 +25,9 @@ from simulators.score import key_of, series_score
 from simulators.signals import MILLISECOND_NS
 from simulators.stored import StoredSeries, StoredSink
 
-EXPOSED_S = 2.0
-"""One commit delay (0.25 s), and room for a machine that is busy with other work."""
+EXPOSED_S = 0.5
+"""One commit delay (0.25 s), and as much for reading and for the commit itself. To it comes the time for which the edge
+waited for a processor (`Away.starved_ns`): on two cores with sixteen runnable processes a commit takes seconds."""
 
 
 class SeriesLoss(msgspec.Struct):
@@ -152,12 +153,12 @@ def _exposed(record: SeriesRecord, away: Sequence[Away]) -> NDArray[np.bool_]:
 
     What is sent to an edge that is stopped lies on the line: it is lost should the line end before it is read.
     """
-    margin_ns = round(EXPOSED_S * SECOND_NS)
+    exposed_ns = round(EXPOSED_S * SECOND_NS)
     exposed = np.zeros(len(record.sent_ns), np.bool_)
     for one in away:
         if one.cause == "stop":
             continue
-        begun_ns = one.begun_ns
+        begun_ns, margin_ns = one.begun_ns, exposed_ns + one.starved_ns
         for stop in away:
             if stop.cause == "stop" and stop.begun_ns <= one.begun_ns <= stop.ended_ns + margin_ns:
                 begun_ns = min(begun_ns, stop.begun_ns)

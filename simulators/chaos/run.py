@@ -133,6 +133,7 @@ class Chaos:
         """Every process runs that no fault has ended: one that has ended by itself is noted, and started again."""
         if load.failure is not None:
             raise load.failure
+        world.watch_edge()
         for name, process in world.processes.items():
             if name not in world.down and not process.running:
                 self._ended.append(f"{name}, with {process.returncode}")

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ JOURNAL_KEEP = "2 h"
 again, and counts again in the ledger, though its raw point is the same: the ledger could not be held against the sink.
 """
 READY_TIMEOUT_S = 60.0
+STARVED_WITHIN_S = 5.0
 SAVE_S = 0.5
 """A broker that is told to save has done so after this."""
 AHEAD_S = (-1800.0, -60.0, -5.0, 5.0, 60.0, 1800.0)
@@ -103,6 +105,8 @@ class Away:
     cause: str
     begun_ns: int
     ended_ns: int = 0
+    starved_ns: int = 0
+    """How long the edge's threads had waited for a processor in the last STARVED_WITHIN_S."""
 
 
 @dataclass(slots=True)
@@ -128,6 +132,8 @@ class World:
     edge: Service = field(init=False)
     ingesters: list[Service] = field(default_factory=list)
     brokers: dict[str, Broker] = field(default_factory=dict)
+    waits: deque[tuple[float, int, int]] = field(default_factory=deque)
+    """(monotonic s, pid, ns) of the edge's waiting for a processor, lately."""
     stored: StoredSink = field(init=False)
     load: Load = field(init=False)
     store_folder: Path = field(init=False)
@@ -262,6 +268,18 @@ class World:
         fresh.write_text(f"{ahead_s:+.3f}\n")
         fresh.replace(self._clock_file)
 
+    def watch_edge(self) -> int:
+        """Note how long the edge has waited for a processor; ns in the last STARVED_WITHIN_S. To be called often."""
+        now_s, pid = time.monotonic(), self.edge.process.pid
+        waited_ns = 0
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                waited_ns += int(task.read_text().split()[1])
+        self.waits.append((now_s, pid, waited_ns))
+        while self.waits[0][0] < now_s - STARVED_WITHIN_S or self.waits[0][1] != pid:
+            self.waits.popleft()
+        return max(waited_ns - self.waits[0][2], 0)
+
     # -- faults ------------------------------------------------------------------------------------------
 
     def prepare(self, fault: Fault) -> None:
@@ -310,9 +328,10 @@ class World:
 
     def _kill(self, fault: Fault) -> str:
         self.down.add(fault.part)
+        starved_ns = self.watch_edge() if fault.part == "edge" else 0
         self.processes[fault.part].kill()
         if fault.part == "edge":
-            self.away.append(Away("kill", time.time_ns()))
+            self.away.append(Away("kill", time.time_ns(), starved_ns=starved_ns))
         if fault.kind == "empty":
             (self.brokers[fault.part].folder / "mosquitto.db").unlink(missing_ok=True)
         if fault.kind == "old":
@@ -342,7 +361,7 @@ class World:
 
     def _pull(self, fault: Fault) -> str:
         self._on_load(self.load.unplug)
-        self.away.append(Away("cable", time.time_ns()))
+        self.away.append(Away("cable", time.time_ns(), starved_ns=self.watch_edge()))
         return ""
 
     def _plug(self) -> None:

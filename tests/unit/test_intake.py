@@ -14,7 +14,7 @@ from devices.drivers import Delivery, Marks, SourceStatus
 from devices.drivers.templates import TopicTemplate
 from devices.model import SeriesSpec
 from devices.profiles import Profile, load, load_profile
-from edge.intake import DEAD_LETTERS_BURST, Intake, IntakeLimits, Source
+from edge.intake import DEAD_LETTER_BYTES, DEAD_LETTERS_A_MINUTE, Intake, IntakeLimits, Source
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -321,8 +321,8 @@ def test_dead_letters_of_a_device_that_sends_only_garbage_are_bounded(profile: C
     fake.deliver(Delivery([b"x\n"] * 100, arrived_ns=NOW_NS + 3_000_000_000))
     drained = world.intake.drain(10)
     assert drained.rejects == {("d", "malformed"): 200}
-    assert len(drained.dead_letters) == DEAD_LETTERS_BURST + 3
-    assert max(len(letter.payload) for letter in drained.dead_letters) <= 1024
+    assert len(drained.dead_letters) == DEAD_LETTERS_A_MINUTE
+    assert max(len(letter.payload) for letter in drained.dead_letters) <= DEAD_LETTER_BYTES
     assert "JSON" in source.last_error
     fake.deliver(Delivery([b'{"t": 1}\n'], arrived_ns=NOW_NS + 4_000_000_000))
     assert source.last_error == ""

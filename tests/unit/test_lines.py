@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.lines import NO_SERIES, Lines, encode
+from cloud.lines import NO_SERIES, KnownKeys, Lines, encode
 from cloud.sinks.parsing import Point, parse_key, parse_line
 from devices.model import CHANGE_DTYPE, SUMMARY_DTYPE, Alarm, Kind, Lane, SampleBatch
 from devices.wire.frame import (
@@ -302,3 +303,22 @@ def test_an_inventory_that_says_nothing_of_its_gateway_has_no_line_without_field
     (point,) = points_of(lines_of(Inventory("", "", [InventoryDevice("pump1", "", ["motor"])])))
     assert parse_key(point.key)[0] == "channel"
     assert len(lines_of(Inventory("", "", []))) == 0
+
+
+def test_what_is_remembered_of_long_names_is_bounded_by_their_size() -> None:
+    def table(number: int) -> list[WireSeries]:
+        return [WireSeries(f"{number}-{i}" + "d" * 240, "c" * 240, "q" * 240, "u" * 240) for i in range(100)]
+
+    known = KnownKeys(most_bytes=1 << 20)
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            known.of("g", table(number), "")
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 3 << 20  # all of them take 20 MB
+
+    again = table(1)
+    assert known.of("g", again, "") is known.of("g", again, "")
+    assert known.of("g", again, "_raw") == [key.replace(b"q,", b"q_raw,") for key in known.of("g", again, "")]

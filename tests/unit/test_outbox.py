@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from devices.model import Lane
+from edge.budget import TokenBucket
 from edge.custody import Custody, OutboxRow
 from edge.outbox import SENDS_BEFORE_SLOW, Outbox
-from edge.uplink import TokenBucket
 
 WINDOW = 1000
 
@@ -63,8 +63,64 @@ def test_the_backlog_of_an_outage_follows_what_is_made_after_it() -> None:
     outbox = Outbox([], {}, WINDOW)
     commit(outbox, *(row(seq) for seq in range(1, 31)))
     limits = commit(outbox, row(31), gone=tuple(range(1, 11)), to_backfill=True)
-    assert limits == {Lane.LIVE: 31, Lane.BACKFILL: 20}
-    assert due(outbox) == [31, *range(11, 21)]
+    assert limits == {Lane.LIVE: 31, Lane.BACKFILL: 11}
+    assert due(outbox) == [31, 11]
+
+
+def publish(outbox: Outbox, now_s: float) -> list[int]:
+    """Publish what is due; its numbers."""
+    flights = outbox.due(now_s)
+    for flight in flights:
+        outbox.published(flight, now_s, 10.0, 0.5)
+    return [flight.row.seq for flight in flights]
+
+
+def receipt(outbox: Outbox, seqs: list[int], now_s: float) -> None:
+    for seq in seqs:
+        outbox.receipted(seq, now_s)
+    outbox.committed((), outbox.plan_limits(()), seqs)
+
+
+def test_more_of_a_backlog_goes_at_once_for_each_receipt_that_comes_soon() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq, lane=Lane.BACKFILL) for seq in range(1, 100)))
+    at_once = []
+    for turn in range(6):
+        at_once.append(publish(outbox, float(turn)))
+        receipt(outbox, at_once[-1], turn + 0.1)
+    assert [len(seqs) for seqs in at_once] == [1, 1, 2, 4, 8, 10]
+
+
+def test_half_as_much_of_a_backlog_goes_at_once_when_receipts_come_late() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq, lane=Lane.BACKFILL) for seq in range(1, 100)))
+    for turn in range(5):
+        receipt(outbox, publish(outbox, float(turn)), turn + 0.1)
+    late = publish(outbox, 5.0)
+    assert len(late) == 10
+    receipt(outbox, late, 9.0)
+    assert len(publish(outbox, 9.0)) == 5
+
+
+def test_a_new_link_begins_with_one_frame_of_the_backlog() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, *(row(seq, lane=Lane.BACKFILL) for seq in range(1, 100)))
+    for turn in range(5):
+        receipt(outbox, publish(outbox, float(turn)), turn + 0.1)
+    outbox.link_lost()
+    receipt(outbox, publish(outbox, 5.0), 9.0)
+    assert len(publish(outbox, 9.0)) == 1
+
+
+def test_where_receipts_take_long_a_frame_is_published_again_later() -> None:
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1), row(2))
+    (first, second) = outbox.due(0.0)
+    outbox.published(first, 0.0, 10.0, 0.5)
+    outbox.receipted(1, 9.0)
+    outbox.published(second, 9.0, 10.0, 0.5)
+    assert due(outbox, 9.0 + 26) == []
+    assert due(outbox, 9.0 + 28) == [2]
 
 
 def test_a_send_limit_never_falls() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from devices.errors import StoreError
 from devices.model import SECOND_NS, Lane, SampleBatch, SeriesSpec
+from edge import operators as operators_module
 from edge.custody import Commit, Custody, OutboxRow
 from edge.ledger import Deltas
 from edge.operators import Operators
@@ -279,3 +280,19 @@ def test_what_came_last_is_in_memory_again_so_that_a_repeat_need_not_be_looked_f
     assert sorted(values.tolist()) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert recent.forgotten_ns < times_ns.min()
     edge.close()
+
+
+def test_state_of_another_version_is_built_anew_from_the_journal_and_the_log_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = Edge(path)
+    edge.add(spec("a"), spec("b"))
+    edge.step(ramp(0, 0, 5) + ramp(1, 0, 5), tick_s=5, snapshot=True)
+    edge.step(ramp(0, 5, 9), tick_s=9)
+    expected = edge.operators.open_samples().tolist()
+    monkeypatch.setattr(operators_module, "_VERSIONS", operators_module._VERSIONS + 1)  # as a newer program has
+    again = edge.again()
+    assert "building the state from the journal" in caplog.text
+    assert again.operators.open_samples().tolist() == expected
+    assert not again.operators.ledger.imbalance(waiting(again.recovered)).any()
+    again.close()

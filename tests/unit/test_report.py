@@ -22,7 +22,7 @@ SPEC = SeriesSpec("pump1", "flow", "flow", "l/s", profile="acme@1")
 class Gateway:
     """A reporter over real parts, with a heartbeat each 60 s and a ledger each 30 s."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat_s: int = 60) -> None:
         self.operators = Operators(lambda series, lo_ns, hi_ns: (np.empty(0, np.int64), np.empty(0)))
         self.outbox = Outbox([], {}, 1 << 20)
         sealer = Sealer("g1", 7, 1, self.operators.specs)
@@ -32,9 +32,10 @@ class Gateway:
             self.outbox,
             self.waiting,
             lambda: Usage(1000, 5000, 10, T0_NS),
-            heartbeat_ns=60 * SECOND_NS,
+            heartbeat_ns=heartbeat_s * SECOND_NS,
             ledger_ns=30 * SECOND_NS,
             config_digest="digest",
+            outage_budget_s=lambda: 7200.5,
         )
 
     def waiting(self) -> Int64s:
@@ -68,9 +69,39 @@ def test_a_new_series_is_in_an_inventory_within_seconds() -> None:
 
 def test_heartbeat_and_ledger_come_when_they_are_due() -> None:
     gateway = Gateway()
-    heard = {second: kinds(gateway.said(second)) for second in range(121)}
+    gateway.add(SPEC)
+    heard = {}
+    for second in range(121):
+        gateway.operators.ledger.produced[0] += 1
+        heard[second] = kinds(gateway.said(second))
     assert [second for second, said in heard.items() if Heartbeat in said] == [0, 60, 120]
     assert [second for second, said in heard.items() if Ledger in said] == [0, 30, 60, 90, 120]
+
+
+def test_a_ledger_in_which_nothing_has_changed_is_not_sent() -> None:
+    gateway = Gateway()
+    gateway.add(SPEC)
+    heard = {}
+    for second in range(121):
+        gateway.operators.ledger.produced[0] += second == 40
+        heard[second] = kinds(gateway.said(second))
+    assert [second for second, said in heard.items() if Ledger in said] == [0, 60]
+
+
+def test_after_a_connect_heartbeats_come_at_once_and_then_ever_more_rarely() -> None:
+    gateway = Gateway(heartbeat_s=1800)
+
+    def beats(first: int, last: int) -> list[int]:
+        return [second - first for second in range(first, last) if Heartbeat in kinds(gateway.said(second))]
+
+    beats(0, 4000)
+    gateway.reporter.connected()
+    assert beats(4000, 9000) == [0, 60, 180, 420, 900, 1860, 3660]
+
+
+def test_the_heartbeat_says_how_long_the_link_may_be_away() -> None:
+    (heartbeat,) = (body for body in Gateway().said(0) if isinstance(body, Heartbeat))
+    assert heartbeat.outage_budget_s == 7200.5
 
 
 @pytest.mark.parametrize("seconds", [600])

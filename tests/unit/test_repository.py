@@ -68,8 +68,8 @@ def test_each_dependency_is_locked_with_its_hashes() -> None:
     edge, everything = locked("edge.lock"), locked("dev.lock")
     assert needed <= edge.keys()
     extras = metadata["project"]["optional-dependencies"]
-    fuzzing = {normal(name) for name in extras.pop("fuzz")}  # has wheels for few machines: ./task fuzz installs it
-    assert fuzzing <= locked("fuzz.lock").keys()
+    for extra in ("fuzz", "plots"):  # few need them: `./task fuzz` and `./task bench week --plot` install them
+        assert {normal(name) for name in extras.pop(extra)} <= locked(f"{extra}.lock").keys()
     needed |= {normal(name) for extra in extras.values() for name in extra} | {"setuptools"}
     assert needed <= everything.keys()
     assert all(edge.values())

@@ -99,3 +99,11 @@ def test_degrade_merges_what_was_never_published_and_drops_only_when_nothing_is_
     assert result.drop == []
     result = planned(950, policy="degrade", outbox=outbox, held={2, 3, 4}, cannot_merge={2, 3})
     assert [r.seq for r in result.drop] == [2, 3]
+
+
+def test_what_was_merged_is_merged_again_only_where_it_takes_more_room_than_what_never_was() -> None:
+    live, merged = [row(5), row(6), row(7)], [row(1, Lane.BACKFILL), row(2, Lane.BACKFILL)]
+    result = planned(950, policy="degrade", outbox=merged + live, held={1, 2, 5, 6, 7})
+    assert [r.seq for r in result.merge] == [5, 6, 7]
+    result = planned(950, policy="degrade", outbox=[*merged, row(3, Lane.BACKFILL), *live[:2]], held={1, 2, 3, 5, 6})
+    assert [r.seq for r in result.merge] == [1, 2, 3]

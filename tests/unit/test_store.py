@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from devices.errors import StoreError, StoreFull
-from devices.model import Lane, SeriesSpec
+from devices.model import SECOND_NS, Lane, SeriesSpec
 from edge.custody import BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
+from edge.retention import Keep, is_needed
 from edge.store import DEAD_LETTERS_MAX, Store
 
 MIB = 1 << 20
@@ -127,6 +128,12 @@ def test_the_file_has_its_full_size_from_the_start(path: Path) -> None:
     store.close()
 
 
+def test_the_log_has_its_full_size_from_the_start_however_small(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    assert path.with_name("edge.db-wal").stat().st_size > 0.85 * MIB
+    store.close()
+
+
 def test_a_damaged_file_is_set_aside_whole_and_the_start_goes_on(path: Path) -> None:
     Store.open(path, 8 * MIB).close()
     damaged = b"no database" * 1000
@@ -235,6 +242,33 @@ def test_how_far_the_journal_reached_is_known_after_all_of_it_was_trimmed(path: 
     store.close()
 
 
+def test_a_young_journal_asks_for_no_room_whatever_its_first_blocks_hold(path: Path) -> None:
+    keep = Keep(64 * MIB, 3600 * SECOND_NS)
+    store = Store.open(path, 8 * MIB)
+    now_ns = 1_700_000_000 * SECOND_NS
+
+    def asks_for_room() -> bool:
+        return is_needed(store.usage(), keep, min(now_ns, store.committed().high_ns))
+
+    store.commit(Commit(block=b"ticks alone"))
+    assert not asks_for_room()
+    for second in range(3):
+        at_ns = now_ns + second * SECOND_NS
+        store.commit(Commit(block=b"samples", samples=1, first_ns=at_ns, last_ns=at_ns))
+        assert not asks_for_room()
+        assert store.usage().journal_from_ns == now_ns
+        store = reopened(store)
+    store.commit(Commit(trim_journal_to=store.last_block()))
+    assert store.usage().journal_from_ns == now_ns + 2 * SECOND_NS
+    now_ns += 2 * 3600 * SECOND_NS
+    store.commit(Commit(block=b"after a pause", samples=1, first_ns=now_ns, last_ns=now_ns))
+    assert not asks_for_room()
+    now_ns += 2 * 3600 * SECOND_NS
+    store.commit(Commit(block=b"and another", samples=1, first_ns=now_ns, last_ns=now_ns))
+    assert asks_for_room()
+    store.close()
+
+
 def test_a_store_that_follows_one_set_aside_knows_when_it_was_born(path: Path) -> None:
     store = Store.open(path, 8 * MIB)
     assert store.born_ns == 0
@@ -318,14 +352,14 @@ def test_dead_letters_are_bounded_and_hold_whole_frames(path: Path) -> None:
     store = Store.open(path, 8 * MIB)
     store.commit(Commit(frames=[frame(store, 1, payload=b"whole frame")]))
     store.commit(Commit(removed=[1], buried=[BuriedFrame(1, 77, "refused", "version")]))
-    assert store.dead_letters() == [DeadLetter(77, "uplink", "refused", "version", b"whole frame")]
+    assert store.dead_letters() == [DeadLetter(77, "uplink", "refused", "version", b"whole frame", size_bytes=11, id=1)]
     for start in range(0, 2 * DEAD_LETTERS_MAX, 100):
-        letters = [DeadLetter(i, "plant", "malformed", "", b"x" * 10_000) for i in range(start, start + 100)]
+        letters = [DeadLetter(i, "plant", "malformed", "", b"x" * 900) for i in range(start, start + 100)]
         store.commit(Commit(dead_letters=letters))
-    kept = store.dead_letters(limit=5000)
+    kept = store.dead_letters()
     assert len(kept) == DEAD_LETTERS_MAX
     assert kept[0].at_ns == 2 * DEAD_LETTERS_MAX - 1
-    assert {len(letter.payload) for letter in kept} == {4096}
+    assert {len(letter.payload) for letter in kept} == {900}
     store.close()
 
 

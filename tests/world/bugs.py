@@ -21,6 +21,7 @@ from edge.seal import Sealer
 from edge.store import Store
 from edge.uplink import Answer, Uplink
 from tests.world.climate import HOUR_S, KIB, MIB, Climate, draw
+from tests.world.sensors import profile
 
 
 class Bug(NamedTuple):
@@ -34,7 +35,7 @@ class Bug(NamedTuple):
 def climate_for(bug: Bug, seed: int, days: float) -> Climate:
     """The climate of a seed, with what the bug needs to show. Nothing is taken away but haste."""
     climate = draw(seed, days)
-    climate.habits.rate_per_s = 0.1
+    climate.habits.rate_per_s = max(climate.habits.rate_per_s, 0.02)
     climate.bad_of = 0
     bug.climate(climate)
     return climate
@@ -119,7 +120,7 @@ def _any(climate: Climate) -> None:
 
 
 def _restarts(climate: Climate) -> None:
-    climate.edge_acts = 200.0
+    climate.every_s |= {"crash_edge": 0.5 * HOUR_S}
 
 
 def _late(climate: Climate) -> None:
@@ -134,9 +135,11 @@ def _old_sessions(climate: Climate) -> None:
 def _outages_that_fill(climate: Climate) -> None:
     climate.settings.when_full, climate.settings.max_size = "degrade", MIB + 160 * KIB
     climate.settings.keep = Keep(16 * KIB, climate.settings.keep.span_ns)
+    climate.settings.profile, climate.settings.window_bytes = profile(60), MIB
+    climate.habits.rate_per_s, climate.tick_s = 0.2, 60.0
     climate.outage_s = 4 * HOUR_S
-    climate.habits.window_s = 30
     climate.every_s |= {"sink_down": HOUR_S}
+    climate.every_s.pop("disk_loss", None)
 
 
 def _new_disks(climate: Climate) -> None:

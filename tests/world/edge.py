@@ -1,6 +1,6 @@
 """The gateway's daemon on modelled ports: wired as edge/daemon.py wires it, with its own coroutines and a real store.
 
-Its ports: the sensors' session and the uplink's (wires.py), the store's thread (loop.py) with faults (`Disk`),
+Its ports: the sensors' session and the uplink's (wires.py), the store's thread (virtual.py) with faults (`Disk`),
 the clock.
 """
 
@@ -37,9 +37,9 @@ from edge.retention import Keep
 from edge.seal import Sealer, will
 from edge.store import ASIDE, Store, StoreThread
 from edge.uplink import Uplink
+from simulators.virtual import Thread
 from tests.world.broker import Broker
 from tests.world.life import Life
-from tests.world.loop import Thread
 from tests.world.sensors import TOPICS
 from tests.world.wires import SimSession
 from tests.world.witness import Witness
@@ -60,10 +60,10 @@ class Settings:
     profile: Profile
     receive_maximum: int = 8192
     intake_samples: int = 16_384
-    receipt_timeout_s: float = 10.0
+    receipt_timeout_s: float = 60.0
     max_rate_bytes_per_s: float = 0.0
-    heartbeat_ns: int = 3600 * SECOND_NS
-    ledger_ns: int = 1800 * SECOND_NS
+    heartbeat_ns: int = 4 * 3600 * SECOND_NS
+    ledger_ns: int = 2 * 3600 * SECOND_NS
     series: int = 1000
 
 

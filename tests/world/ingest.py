@@ -11,6 +11,8 @@ from cloud.ingester import Ingester
 from cloud.ingester import Link as IngesterLink
 from cloud.metrics import IngestMetrics
 from cloud.sinks import Sink
+from devices.model import SECOND_NS
+from devices.quantities import Duration
 from devices.wire.session import SessionOptions
 from devices.wire.topics import UP, shared_filter
 from tests.world.broker import Broker
@@ -40,7 +42,9 @@ class IngesterLife(Life):
                 return super().publish(topic, payload, correlation=correlation)
 
         sink = cast(Sink, SinkPort("", (database, self)))
-        ingester = Ingester(sink, Limits(), IngestMetrics(), now_ns, Random(rng.random()).random)
+        ingester = Ingester(
+            sink, Limits(retry_most=Duration(600 * SECOND_NS)), IngestMetrics(), now_ns, Random(rng.random()).random
+        )
         session = Receipting(
             self,
             broker,

@@ -77,6 +77,10 @@ class Life:
             trace = "".join(traceback.format_exception(error))
             self._fail(f"the task {task.get_name()!r} of {self.name} ended with {error!r}\n{trace}")
 
+    def light(self, fuse: int) -> None:
+        """It crashes after so many acts."""
+        self._fuse = fuse
+
     def spare(self) -> None:
         """It does not crash any more."""
         self._fuse = 0

@@ -23,7 +23,7 @@ GARBAGE = b"{'not': json"
 class Habits:
     """What the sensors are like."""
 
-    rate_per_s: float = 0.05
+    rate_per_s: float = 0.005
     burst: int = 4
     late: float = 0.05
     late_s: float = 600.0
@@ -56,11 +56,11 @@ def profile(window_s: int) -> Profile:
         version=str(window_s),
         codec=CodecChoice("json", load("codecs", "json").Options(value="value", time="timestamp", time_format="ns")),
         channel={
-            "temperature": channel(range=(-40.0, 60.0), expect_every=Duration(3600 * SECOND_NS), unit="Cel"),
+            "temperature": channel(range=(-40.0, 60.0), expect_every=Duration(4 * 3600 * SECOND_NS), unit="Cel"),
             "energy": channel(kind="counter", wrap=65_536.0, unit="kWh"),
             "running": channel(kind="state"),
             "vibration": channel(report="raw", unit="mm/s"),
-            "pressure": channel(report="on_change", tolerance=1.0, expect_every=Duration(3600 * SECOND_NS)),
+            "pressure": channel(report="on_change", tolerance=1.0, expect_every=Duration(4 * 3600 * SECOND_NS)),
             "flow": channel(unit="l/s"),
         },
     )

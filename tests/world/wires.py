@@ -24,7 +24,7 @@ GAP_S = 1e-5
 """Between two arrivals on one wire: more than the loop's resolution, so that their order stands."""
 CUT_NOTICED_S = (0.0, 1.0, 90.0)
 """At once, by a failing write, or by a ping that is not answered."""
-BACKOFF_CAP_S = 30.0
+BACKOFF_CAP_S = 600.0
 
 
 class Wire:

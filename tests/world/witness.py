@@ -21,7 +21,7 @@ from devices.wire.frame import FrameLimits, decode
 from devices.wire.receipt import decode_receipt
 from edge import journal
 from edge.custody import Commit, OutboxRow, Usage
-from edge.identity import ACCEPTED, BEHIND_JOURNAL
+from edge.identity import ACCEPTED, BEHIND_JOURNAL, HELD, RELEASED
 from edge.operators import Operators
 from edge.retention import START
 from tests.world.broker import Message
@@ -65,6 +65,8 @@ class Witness:
         self.shadow = Operators(_no_history)
         self._seen: set[tuple[str, float]] = set()
         """(topic, time or value) of all samples that were committed, whatever their verdict."""
+        self._held: set[tuple[str, float]] = set()
+        """Of those, the ones that wait for a trusted clock."""
         self._rows: dict[int, OutboxRow] = {}
         self._lanes: dict[int, Lane] = {}
         self._limits: dict[Lane, int] = {}
@@ -92,7 +94,8 @@ class Witness:
 
     def compare(self, operators: Operators, what: str) -> None:
         """Whether these operators are those of a run that never crashed."""
-        mine, theirs = _comparable(self.shadow), _comparable(operators)
+        before, after = _state(self.shadow), _state(operators)
+        mine, theirs = _as_text(before, after), _as_text(after, before)
         for name, rows in mine.items():
             for place, (row, other) in enumerate(zip_longest(rows, theirs[name])):
                 if row != other:
@@ -164,11 +167,17 @@ class Witness:
             known = (topic, time_ns)
         if not was_sent:
             self._fail(f"{topic} at {time_ns} is {value}, and was never sent so")
-        if verdict == ACCEPTED:
+        if verdict == HELD:
+            self._held.add(known)  # its time is an estimate, and it is in no window: it comes again as RELEASED
+        elif verdict in (ACCEPTED, RELEASED):
             accepted = self.accepted.setdefault(topic, {})
             if time_ns in accepted and time_ns not in self.lost_with_the_disk.get(topic, ()):
                 self._fail(f"{topic} at {time_ns} is accepted twice")
-            if on_arrival and known in self._seen and known not in self.twice:
+            if verdict == RELEASED:
+                if known not in self._held:
+                    self._fail(f"{topic} = {value} is released, and was not held")
+                self._held.discard(known)
+            elif on_arrival and known in self._seen and known not in self.twice:
                 number = self._record.values[topic, value]
                 self._fail(f"message {number} ({topic} = {value}) came once, and is accepted twice")
             accepted[time_ns] = value
@@ -252,14 +261,21 @@ def is_pressed(usage: Usage) -> bool:
     return usage.used_bytes > usage.limit_bytes * START
 
 
-def _comparable(operators: Operators) -> dict[str, list[str]]:
-    """All state as text, which shows every bit of a float, row by row."""
+def _state(operators: Operators) -> dict[str, Any]:
+    """All state, but what may differ."""
     alarms = operators.alarms.snapshot()
     alarms.known_ns = []  # counts until a series has a sample; a replay knows of the series some ticks earlier
     alarms.open.sort(key=lambda alarm: alarm[:2])  # the journal has samples by series, not all in order of arrival
     alarms.last_ns.sort()
-    return {"alarms": [repr(alarms)]} | {
-        name: list(map(repr, array.tolist())) for name, array in operators.snapshot().items() if name != "alarms"
+    return operators.snapshot() | {"alarms": np.array([repr(alarms)])}
+
+
+def _as_text(state: dict[str, Any], other: dict[str, Any]) -> dict[str, list[str]]:
+    """What differs bit by bit, as text, which shows every bit of a float, row by row: padding and NaNs do not."""
+    return {
+        name: list(map(repr, array.tolist()))
+        for name, array in state.items()
+        if array.tobytes() != other[name].tobytes()
     }
 
 
