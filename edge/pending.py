@@ -101,6 +101,13 @@ class Pending:
             getattr(self.deltas, fate).extend(getattr(later.deltas, fate))
             getattr(later.deltas, fate).clear()
         later.removed, later.buried = [], []
+        self.to_backfill, later.to_backfill = self.to_backfill or later.to_backfill, False
+
+    def relief(self) -> Pending:
+        """What makes room, taken out of it: for a commit of its own, before this one, which found none."""
+        first = Pending(series=self.series - len(self.new_series))
+        first.take_removals(self)
+        return first
 
     def build(self) -> Commit:
         """What the store is to do; send limits are the uplink's to add."""

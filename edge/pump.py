@@ -145,6 +145,8 @@ class Pump:
         self._pending = Pending()
         self._committing = Pending()
         """Handed to the store, until it is durable."""
+        self._relief = Pending()
+        """What goes before it where there is no room for it."""
         self._commit_task: asyncio.Task[None] | None = None
         self._commit_soon = False
         self._last_commit_s = 0.0
@@ -417,7 +419,7 @@ class Pump:
         counts = self._operators.open_samples()
         in_outbox = self._uplink.outbox.samples[: len(counts)]
         counts[: len(in_outbox)] += in_outbox
-        for pending in (self._pending, self._committing):
+        for pending in (self._pending, self._committing, self._relief):
             for row, _ in pending.frames:
                 np.add.at(counts, row.custody.series, row.custody.samples)
             for row in pending.removed:
@@ -524,6 +526,8 @@ class Pump:
             commit.to_backfill_above = outbox.live_limit() if pending.to_backfill else None
             commit.month = self._uplink.month_row(last=self._stop_by_s is not None)
             try:
+                if self._room.refuses(commit, self.committed.usage):
+                    raise StoreFull("the store is full: the commit waits until receipts have made room")
                 self.committed = await self._store.commit(commit)
                 break
             except StoreCorrupt:
@@ -561,6 +565,29 @@ class Pump:
             await self._make_room(pending, is_full=isinstance(error, StoreFull))
         except StoreError as unreadable:
             self._note(unreadable)
+        if isinstance(error, StoreFull) and self._room.blocks:
+            await self._relieve(pending)
+
+    async def _relieve(self, pending: Pending) -> None:
+        """What has been receipted leaves the store, and what is held may go, before a commit for which there is no
+        room: it would wait for that, and that for it."""
+        relief = self._relief = pending.relief()
+        commit = relief.build()
+        commit.send_limits = self._uplink.plan_limits([], relief.to_backfill)
+        commit.to_backfill_above = self._uplink.outbox.live_limit() if relief.to_backfill else None
+        if not (relief.is_worth_it() or commit.send_limits):
+            return
+        try:
+            self.committed = await self._store.commit(commit)
+        except StoreCorrupt:
+            raise
+        except StoreError as error:
+            self._note(error)
+            pending.take_removals(relief)
+            return
+        self._relief = Pending()
+        self._uplink.committed([], commit.send_limits, commit.removed, relief.to_backfill)
+        self._room.look(self.committed.usage)
 
     def _note(self, error: StoreError) -> None:
         if str(error) != self.store_error:

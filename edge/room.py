@@ -17,15 +17,20 @@ from devices.model import DROP_POLICIES, SeriesSpec
 from devices.wire.frame import FrameLimits, SummaryBody
 from devices.wire.frame import decode as decode_frame
 from edge import degrade, retention
-from edge.custody import JournalRow, OutboxRow, Usage
+from edge.custody import Commit, JournalRow, OutboxRow, Usage
 from edge.kernels.settle import settle_entry
 from edge.ledger import Deltas
+from edge.outage import PAGE_BYTES, row_pages_bytes
 from edge.outbox import Outbox
 from edge.pending import Pending
 from edge.seal import Sealer
 
 log = logging.getLogger("forebay.room")
 
+RESERVE = 1 / 32
+RESERVE_BYTES_MIN = 4 * PAGE_BYTES
+"""Of the limit, which under the policy `block` only commits may use that take frames out: without it a file full to its
+last page could not note the receipts that empty it."""
 MERGE_GAIN_MIN = 0.2
 """Merging that frees less than this part is not worth a longer window."""
 
@@ -118,6 +123,20 @@ class Room:
             return False
         await self._merge(pending, rows, now_ns, "to spare the month's budget")
         return True
+
+    @property
+    def blocks(self) -> bool:
+        """Whether sources wait when the store is full: nothing is given up."""
+        return self._when_full == "block"
+
+    def refuses(self, commit: Commit, usage: Usage) -> bool:
+        """Policy `block`: whether it would take of the reserve."""
+        if not self.blocks:
+            return False
+        reserve_bytes = max(usage.limit_bytes * RESERVE, RESERVE_BYTES_MIN)
+        rows = [len(frame) + len(row.packed_custody) for row, frame in commit.frames]
+        size_bytes = row_pages_bytes(len(commit.block)) + sum(map(row_pages_bytes, rows))
+        return usage.used_bytes + size_bytes > usage.limit_bytes - reserve_bytes
 
     def look(self, usage: Usage) -> None:
         """After a commit: whether sources may go on."""

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import pty
+import random
+import sqlite3
 import time
 import tty
 from collections.abc import Callable
@@ -73,7 +75,19 @@ def until(reached: Callable[[], Any]) -> Any:
 
 def message(number: int) -> bytes:
     """Raw doubles that do not compress."""
-    return json.dumps({f"c{i}": (number * CHANNELS + i) * 0.1234567891 for i in range(CHANNELS)}).encode()
+    drawn = random.Random(number)
+    return json.dumps({f"c{i}": drawn.random() for i in range(CHANNELS)}).encode()
+
+
+def stored_of_a(path: Path) -> int:
+    """Samples of the device `a` in the sink."""
+    if not path.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as sink:
+        query = "SELECT count(*) FROM points WHERE json_extract(tags, '$.device') = 'a' AND measurement LIKE '%_raw'"
+        with contextlib.suppress(sqlite3.OperationalError):  # the ingester is just making it
+            return int(sink.execute(query).fetchone()[0])
+    return 0
 
 
 def test_a_full_gateway_makes_its_sources_wait_skips_polls_and_counts_what_a_port_loses(
@@ -135,5 +149,16 @@ def test_a_full_gateway_makes_its_sources_wait_skips_polls_and_counts_what_a_por
     plant = source("plant")
     assert (plant["state"], plant["messages"], plant["reconnects"]) == ("paused", taken, 0)
     assert psutil.Process(edge.pid).memory_info().rss < size_bytes + (8 << 20)
+
+    cloud = tmp_path / "cloud.toml"
+    metrics_address = f"127.0.0.1:{free_port()}"
+    cloud.write_text(
+        f'[broker]\nurl = "{uplink.url}"\n[sink]\nurl = "sqlite:{tmp_path}/sink.db"\n'
+        f'[metrics]\nlisten = "{metrics_address}"\n'
+    )
+    spawn([program("forebay-cloud"), "run", str(cloud)])
+    until(lambda: stored_of_a(tmp_path / "sink.db") == sent * CHANNELS)
+    until(lambda: source("plant")["state"] == "open" and not status()["store"]["blocked"])
+    assert source("plant")["messages"] == sent
     os.close(master)
     os.close(slave)

@@ -76,6 +76,11 @@ class Climate:
     moods: Moods = field(default_factory=Moods)
     bad_of: int = 0
     most_bytes: int = MIB
+    boots: str = ""
+    """What the clock shows when the machine starts: `1970`, or the time of the `stop` before; "": it is right, and
+    machines do not start again, only processes."""
+    is_synchronised: bool = False
+    """Where it boots so: the kernel tells when the clock is right. Else only its date can."""
 
 
 def draw(seed: int, days: float) -> Climate:
@@ -105,8 +110,8 @@ def draw(seed: int, days: float) -> Climate:
         max_rate_bytes_per_s=rng.choice((0.0, 0.0, 2000.0)),
     )
     if settings.when_full == "block":
-        # A few frames that are receipted free no page of a small file that is full to the last one: a standstill.
-        settings.max_size, settings.window_bytes = MIB + 1024 * KIB, max(settings.window_bytes, 64 * KIB)
+        # Room for a snapshot beside what waits, without which the journal cannot give way: as any legal size has.
+        settings.max_size = MIB + 1024 * KIB
     every_s = {
         fault: HOUR_S * slower * rng.choice((1.0, 3.0, 10.0, 30.0))
         for fault in FAULTS
@@ -116,7 +121,7 @@ def draw(seed: int, days: float) -> Climate:
         every_s["disk_loss"] *= 10.0  # with the disk goes the account
         # Of a store that is gone, under a clock that was ahead, nobody knows how far its windows reached.
         every_s.pop("clock", None)
-    return Climate(
+    climate = Climate(
         settings=settings,
         habits=habits,
         tick_s=rng.choice((60.0, 300.0, 600.0)),
@@ -132,4 +137,9 @@ def draw(seed: int, days: float) -> Climate:
         moods=Moods(*(rng.choice((0.0, 0.0, 0.02, 0.1)) for _ in range(4))),
         bad_of=rng.choice((0, 0, 500)),
         most_bytes=rng.choice((2000, MIB)),
+        boots=rng.choice(("", "", "", "1970", "stop")),
+        is_synchronised=rng.choice((False, True)),
     )
+    if climate.boots:
+        every_s.pop("disk_loss", None)  # a store that is born in 1970 does not know what was before it
+    return climate
