@@ -1,6 +1,6 @@
 """One gateway through one long outage, on virtual time: `benchmarks/week.py` starts this as a process of its own.
 
-    python -m benchmarks.outage degrade|block|drop_oldest [--days N] [--scale N] [--max-size SIZE] [--json FILE]
+    python -m benchmarks.outage degrade|block|drop_oldest [--days N] [--scale N] [--max-size SIZE] --json FILE
 
 Pump, operators, kernels, store, outbox and uplink are the daemon's own; the SQLite file is real, in /dev/shm.
 What is not: the intake, in whose place 1,000 polled series hand over columns, four seconds of them at once
@@ -412,7 +412,7 @@ def main() -> None:
     options.add_argument("--scale", type=int, default=1)
     options.add_argument("--max-size", default="256 MiB")
     options.add_argument("--max-rate", default="64 KiB/s")
-    options.add_argument("--json", type=Path, default=Path("outage.json"))
+    options.add_argument("--json", type=Path, required=True)
     chosen = options.parse_args()
     logging.disable(logging.CRITICAL)  # thousands of lines, which the daemon would have a week for
     with tempfile.TemporaryDirectory(prefix="forebay-outage-", dir="/dev/shm") as folder:

@@ -1,11 +1,12 @@
 """A week without a link: 1,000 samples/s into a store of 256 MB, by each of the three policies, and the way back.
 
-    ./task bench week [--scale N] [--days N] [--policy NAME ...] [--plot FILE] [--from FOLDER] [--json FILE]
+    ./task bench week [--scale N] [--days N] [--policy NAME ...] [--plot FILE] [--folder FOLDER] [--json FILE]
 
 Each policy runs in a process of its own (benchmarks/outage.py says what is real in it and what is modelled), on
-virtual time: some seven minutes of CPU for a whole week. `--scale 7` divides the time away, the store and its
-journal by 7, in a minute. `--plot` needs matplotlib (`pip install 'forebay[plots]'`), and can draw again what an
-earlier run left in a folder (`--from`). Figures, for each policy:
+virtual time: some nine minutes of CPU for a whole week. `--scale 7` divides the time away, the store and its
+journal by 7, in a little more than one. `--folder` keeps POLICY.json of each, and what is there already is not
+measured again, so that it can be drawn later. `--plot` draws it, with matplotlib (extra `plots`), which `./task`
+installs. Figures, for each policy:
 
     kept_10s, kept_100s, kept_1000s    share of the outage, in series times seconds, that came at this, or finer
     holes_s, overlaps_s                seconds times series of the outage in no window (dropped or not taken), or in two
@@ -19,6 +20,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -31,15 +33,16 @@ POLICIES = ("degrade", "block", "drop_oldest")
 MIB = 1 << 20
 
 
-def measure(folder: Path, policy: str, days: float, scale: int) -> Outcome:
+def measured(folder: Path, policy: str, days: float, scale: int) -> Outcome:
+    """What is in the folder, or is put there. Exits where what is there was measured otherwise."""
     path = folder / f"{policy}.json"
-    argv = [sys.executable, "-P", "-m", "benchmarks.outage", policy, "--days", str(days), "--scale", str(scale)]
-    subprocess.run([*argv, "--json", str(path)], check=True)
-    return read(path)
-
-
-def read(path: Path) -> Outcome:
-    return msgspec.json.decode(path.read_bytes(), type=Outcome)
+    if not path.exists():
+        argv = [sys.executable, "-P", "-m", "benchmarks.outage", policy, "--days", str(days), "--scale", str(scale)]
+        subprocess.run([*argv, "--json", str(path)], check=True)
+    outcome = msgspec.json.decode(path.read_bytes(), type=Outcome)
+    if (outcome.days, outcome.scale) != (days, scale):
+        sys.exit(f"{path} is of {outcome.days:g} days at scale {outcome.scale}: choose another folder, or the same")
+    return outcome
 
 
 def figures_of(outcome: Outcome) -> dict[str, float]:
@@ -71,11 +74,9 @@ def figures_of(outcome: Outcome) -> dict[str, float]:
 
 
 def plot(outcomes: list[Outcome], path: Path) -> None:
-    """Three rows: the store's depth, what was kept of each hour, and the way back. Exits without matplotlib."""
-    try:
-        from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        sys.exit("the plot needs matplotlib: pip install 'forebay[plots]'")
+    """Three rows: the store's depth, what was kept of each hour, and the way back."""
+    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+
     colours = ("#1b4965", "#3f88a5", "#8cc3d8", "#cfe6ef", "#e9f3f7")
     figure, axes = pyplot.subplots(3, len(outcomes), figsize=(4.2 * len(outcomes), 8), squeeze=False)
     for column, outcome in enumerate(outcomes):
@@ -110,7 +111,7 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
     for row, name in enumerate(("store, MiB", "kept at, % of the series", "waiting, MiB")):
         axes[row, 0].set_ylabel(name)
     axes[0, 0].legend(loc="center right", fontsize="small")
-    axes[1, 0].legend(loc="lower right", fontsize="small", title="windows up to", title_fontsize="small")
+    axes[1, 0].legend(loc="lower right", fontsize="small", title="windows up to", framealpha=1)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -122,14 +123,15 @@ def main() -> None:
     options.add_argument("--scale", type=int, default=1)
     options.add_argument("--policy", choices=POLICIES, action="append", help="one of them; may be given again")
     options.add_argument("--plot", type=Path, metavar="FILE")
-    options.add_argument("--from", type=Path, metavar="FOLDER", dest="source", help="of POLICY.json files")
+    options.add_argument("--folder", type=Path, help="where POLICY.json of each is kept, or is already")
     chosen = options.parse_args()
+    if chosen.plot and find_spec("matplotlib") is None:
+        sys.exit("the plot needs matplotlib: pip install 'forebay[plots]', or let ./task do it")
     policies = chosen.policy or POLICIES
-    if chosen.source:
-        outcomes = [read(chosen.source / f"{policy}.json") for policy in policies]
-    else:
-        with tempfile.TemporaryDirectory(prefix="forebay-week-") as folder:
-            outcomes = [measure(Path(folder), policy, chosen.days, chosen.scale) for policy in policies]
+    with tempfile.TemporaryDirectory(prefix="forebay-week-") as name:
+        folder = chosen.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        outcomes = [measured(folder, policy, chosen.days, chosen.scale) for policy in policies]
     each = [figures_of(outcome) for outcome in outcomes]
     rows: list[list[object]] = [["", *policies]]
     rows += [[name, *(float(figures[name]) for figures in each)] for name in each[0]]
@@ -140,7 +142,7 @@ def main() -> None:
     if chosen.plot:
         plot(outcomes, chosen.plot)
     else:
-        print("\nwith --plot FILE this is drawn: pip install 'forebay[plots]'")
+        print("\nwith --plot FILE this is drawn")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""forebay-edge run | check | watch | status. argparse, since the daemon stays small."""
+"""forebay-edge run | check | watch | status | deadletters. argparse, since the daemon stays small."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import http.client
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from devices.errors import ForebayError
-from edge.config import EdgeConfig, load_config
+from edge.config import EdgeConfig, StatusConfig, load_config, load_status
 
 ASK_S = 5.0
 """How long the daemon may take to answer."""
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code. 2: it could not be done, and the reason is on stderr."""
     arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments, load_config(Path(arguments.config)))
+        return _run(arguments, Path(arguments.config))
     except ForebayError as error:
         print(f"forebay-edge: {error}", file=sys.stderr)
         return 2
@@ -110,21 +111,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, config: EdgeConfig) -> int:
+def _run(arguments: argparse.Namespace, path: Path) -> int:
     if arguments.command == "run":
         from edge.daemon import run  # numba, sqlite3 and the like, which the other commands do not need
         from edge.kernels.build import build_in_background
 
+        config = load_config(path)
         _log_as_json()
         build_in_background()
-        return run(config, Path(arguments.config))
+        return run(config, path)
     if arguments.command == "check":
-        return _check(config, arguments.seconds)
+        return _check(load_config(path), arguments.seconds)
+    where = load_status(path)  # not the whole file: what runs may have been started with a better one
     if arguments.command == "watch":
-        return _watch(config, arguments.source, arguments.json)
+        return _watch(where, arguments.source, arguments.json)
     if arguments.command == "deadletters":
-        return _deadletters(config, arguments.action, arguments.id, arguments.json)
-    return _status(config, arguments.json)
+        return _deadletters(where, arguments.action, arguments.id, arguments.json)
+    return _status(where, arguments.json)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -165,26 +168,26 @@ def _check(config: EdgeConfig, listen_s: float) -> int:
 # -- asking the daemon -------------------------------------------------------------------------------
 
 
-def _status(config: EdgeConfig, as_json: bool) -> int:
-    with _ask(config, "/status") as answer:
+def _status(where: StatusConfig, as_json: bool) -> int:
+    with _ask(where, "/status") as answer:
         body = answer.read()
     print(body.decode().rstrip() if as_json else "\n".join(outline(json.loads(body))))
     return 0
 
 
-def _deadletters(config: EdgeConfig, action: str, letter_id: int | None, as_json: bool) -> int:
+def _deadletters(where: StatusConfig, action: str, letter_id: int | None, as_json: bool) -> int:
     if action == "list":
-        with _ask(config, "/deadletters") as answer:
+        with _ask(where, "/deadletters") as answer:
             body = answer.read()
         print(body.decode().rstrip() if as_json else "\n".join(_letter_table(json.loads(body))))
         return 0
     if letter_id is None:
         raise ForebayError(f"name the dead letter: forebay-edge deadletters CONFIG {action} ID; `list` shows them")
     if action == "replay":
-        with _ask(config, f"/deadletters/{letter_id}/replay", "POST") as answer:
+        with _ask(where, f"/deadletters/{letter_id}/replay", "POST") as answer:
             print(answer.read().decode().rstrip())
         return 0
-    with _ask(config, f"/deadletters/{letter_id}") as answer:
+    with _ask(where, f"/deadletters/{letter_id}") as answer:
         body = answer.read()
     print(body.decode().rstrip() if as_json else "\n".join(outline(json.loads(body))))
     return 0
@@ -201,8 +204,8 @@ def _letter_table(letters: list[dict[str, Any]]) -> Iterator[str]:
     yield from table(rows, "")
 
 
-def _watch(config: EdgeConfig, source: str, as_json: bool) -> int:
-    with _ask(config, f"/watch?source={quote(source, safe='')}") as answer:
+def _watch(where: StatusConfig, source: str, as_json: bool) -> int:
+    with _ask(where, f"/watch?source={quote(source, safe='')}") as answer:
         for line in answer:
             print(line.decode().rstrip() if as_json else "\n".join(record_lines(json.loads(line))), flush=True)
     return 0
@@ -223,9 +226,9 @@ class _Asked:
         self._connection.close()
 
 
-def _ask(config: EdgeConfig, path: str, method: str = "GET") -> _Asked:
+def _ask(where: StatusConfig, path: str, method: str = "GET") -> _Asked:
     """Ask at the daemon's own port. Raises ForebayError when it does not run, or says no."""
-    host, port = config.status.address
+    host, port = where.address
     connection = http.client.HTTPConnection(host, port, timeout=ASK_S)
     try:
         connection.request(method, path)
@@ -233,7 +236,7 @@ def _ask(config: EdgeConfig, path: str, method: str = "GET") -> _Asked:
     except (OSError, http.client.HTTPException) as error:
         connection.close()
         raise ForebayError(
-            f"the gateway does not answer at {config.status.listen} ({error}): is `forebay-edge run` running with "
+            f"the gateway does not answer at {where.listen} ({error}): is `forebay-edge run` running with "
             "this file? [status] listen says where it is to be asked"
         ) from None
     if answer.status != 200:
@@ -260,13 +263,13 @@ def outline(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}"
             yield from (f"{indent}  {_safe(_text(item))}" for item in value)
         else:
-            yield f"{indent}{name:<{width}}  {_safe(_text(value))}".rstrip()
+            yield f"{indent}{name:<{width}}  {_safe(_text(value, key))}".rstrip()
 
 
 def table(rows: dict[str, dict[str, Any]], indent: str) -> Iterator[str]:
     """Rows with one header."""
     columns = list(next(iter(rows.values())))
-    cells = [["", *columns], *([name, *(_text(row[c]) for c in columns)] for name, row in rows.items())]
+    cells = [["", *columns], *([name, *(_text(row[c], c) for c in columns)] for name, row in rows.items())]
     safe = [[_safe(cell) for cell in row] for row in cells]
     widths = [max(len(row[i]) for row in safe) for i in range(len(safe[0]))]
     for row in safe:
@@ -296,14 +299,24 @@ def _is_table(value: dict[str, Any]) -> bool:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, key: str = "") -> str:
+    """For people; what the key calls bytes with a unit."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
         return "-"
+    if "bytes" in key.split("_") and isinstance(value, int | float) and value >= 0:
+        return _size(value)
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)
+
+
+def _size(size_bytes: float) -> str:
+    """Such as `1.4 MiB`."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log2(max(size_bytes, 1))) // 10, len(units) - 1)
+    return f"{size_bytes / 1024**power:.4g} {units[power]}"
 
 
 def _safe(text: str) -> str:

@@ -64,8 +64,8 @@ class UplinkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rate: Rate | None = None
     """Most that is published in a second, on average; left out: as much as the link takes."""
     max_per_month: Size | None = None
-    """Most that passes the socket in a month, both ways; left out: no limit. Near it windows are merged; a tenth is
-    kept for alarms; when all is spent they wait too, and only what keeps the link alive goes on."""
+    """Most that passes the socket in a month, both ways, at least 1 MB; left out: no limit. Near it windows are merged;
+    a tenth is kept for alarms; when all is spent they wait too, and only what keeps the link alive goes on."""
     month_starts: int = 1
     """Day of the month, 1 to 28, on which `max_per_month` begins anew, at 00:00 UTC."""
     receipt_timeout: Duration = Duration.parse("10 s")
@@ -296,6 +296,11 @@ def load_config(path: Path) -> EdgeConfig:
         raise ConfigError(f"missing table [source.NAME]: {file}; there is nothing to read without one")
     sources = {name: _source(name, source, path, folders) for name, source in tables.items()}
     return EdgeConfig(**msgspec.structs.asdict(top), **sections, source=sources)
+
+
+def load_status(path: Path) -> StatusConfig:
+    """`[status]` alone, whatever else is in the file. Raises ConfigError."""
+    return convert(read_toml(path, ConfigError).get("status", {}), StatusConfig, f"{path.name} [status]", ConfigError)
 
 
 def _source(device: str, table: object, path: Path, folders: Sequence[Path]) -> SourceConfig:

@@ -74,6 +74,16 @@ class DeadLetter(NamedTuple):
     """Given by the store."""
 
 
+class LettersKept(NamedTuple):
+    """How many dead letters the store has."""
+
+    kept: int
+    size_bytes: int
+    """Of what is kept of them."""
+    gone: int
+    """Since the start: the oldest, for lack of room."""
+
+
 class BuriedFrame(NamedTuple):
     """A frame of the outbox that is copied to the dead letters, since the cloud could not take all of it."""
 

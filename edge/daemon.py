@@ -5,9 +5,10 @@
                              ▼ │ receipts
                            Uplink ◀──▶ Session ◀──▶ broker
                              ▲
-    StatusServer ◀── Views ──┘ (looks at all of them)
+    StatusServer ◀── Views ──┘ (looks at all of them), Letters (shows and replays dead letters)
 
-Start: store, recovery, sources, uplink; `/readyz` says ready with the first commit.
+Start: store, recovery, sources (told what earlier configurations have left at their brokers), uplink; `/readyz`
+says ready with the first commit.
 End (SIGTERM, SIGINT): sources pause, the pump commits what was taken in and acknowledges it, the uplink
 sends what it can within SHUTDOWN_S, then everything closes. A second signal ends at once: what was
 acknowledged is in the store in any case.
@@ -100,24 +101,24 @@ async def _serve(
 
     registry = Registry(operators, config.limits.series)
     intake = Intake(_intake_limits(config), clock.now_ns, registry.resolve, gateway=config.gateway)
-    for source in _build_sources(intake, config, keep=set()):
+    sources = _build_sources(intake, config, keep=set())
+    await _forget_old_filters(thread, sources)
+    for source in sources:
         intake.add_built(source)
     for name, messages in recovered.unconfirmed.items():
         if name in intake.sources:
             intake.sources[name].unconfirmed.restore(messages)
     sealer = Sealer(config.gateway, store.epoch, store.next_seq(), operators.specs)
-    stays = _Stays(recovered, thread, registry, intake, sealer, clock, history, reloads)
-    server = StatusServer(
-        ServedViews(
-            lambda: stays.views.status(), lambda: stays.views.metrics(), lambda: stays.views.ready(), intake.watch
-        )
-    )
+    views = Views(store, operators, intake, reloads)
+    server = StatusServer(ServedViews(views.status, views.metrics, views.ready, intake.watch))
+    stays = _Stays(recovered, thread, registry, intake, sealer, clock, history, reloads, views, server)
     told = _Told(asyncio.get_running_loop())
     intaking = asyncio.get_running_loop().create_task(intake.run(), name="intake")
     try:
-        while (wanted := await _serve_with(config, stays, server, told, intaking)) is not None:
-            keep = _unchanged(config, wanted)
-            await intake.replace(_build_sources(intake, wanted, keep), _intake_limits(wanted))
+        while (wanted := await _serve_with(config, stays, told, intaking)) is not None:
+            sources = _build_sources(intake, wanted, _unchanged(config, wanted))
+            await _forget_old_filters(thread, sources)
+            await intake.replace(sources, _intake_limits(wanted))
             registry.max_series = wanted.limits.series
             outbox = await asyncio.get_running_loop().run_in_executor(executor, store.outbox)
             stays.recovered = recovered._replace(outbox=outbox)
@@ -131,12 +132,12 @@ async def _serve(
 
 
 async def _serve_with(
-    config: EdgeConfig, stays: _Stays, server: StatusServer, told: _Told, intaking: asyncio.Task[None]
+    config: EdgeConfig, stays: _Stays, told: _Told, intaking: asyncio.Task[None]
 ) -> EdgeConfig | None:
     """Run with one configuration until told to end, or to go on with the one that is given back."""
     recovered, registry, intake = stays.recovered, stays.registry, stays.intake
     store, operators, thread = recovered.store, recovered.operators, stays.thread
-    sealer, clock, history = stays.sealer, stays.clock, stays.history
+    sealer, clock, server = stays.sealer, stays.clock, stays.server
 
     outbox = Outbox(recovered.outbox, store.send_limits(), config.uplink.window_bytes)
     uplink = Uplink(
@@ -171,7 +172,7 @@ async def _serve_with(
     )
     if stays.pump is not None:
         pump.follow(stays.pump)
-    stays.pump = history.source = pump
+    stays.pump = stays.history.source = pump
     pump.reporter = Reporter(
         sealer,
         operators,
@@ -183,8 +184,7 @@ async def _serve_with(
         config_digest=config.digest,
         outage_budget_s=pump.outage_budget_s,
     )
-    views = Views(config, operators, intake, pump, uplink, session, store.wear, stays.reloads)
-    stays.views = views
+    stays.views.show(config, pump, uplink, session)
     store.dead_letters_bytes = config.limits.dead_letters
     server.letters = Letters(thread, store.epoch, intake, pump, uplink)
     if not server.is_open:
@@ -281,7 +281,7 @@ class _Parts:
     session: Session
 
 
-@dataclass
+@dataclass(slots=True)
 class _Stays:
     """What one configuration hands on to the next."""
 
@@ -293,12 +293,10 @@ class _Stays:
     clock: Clock
     history: _History
     reloads: Reloads
+    views: Views
+    server: StatusServer
     pump: Pump | None = None
     """The last one that ran."""
-
-    def __post_init__(self) -> None:
-        self.views: Views
-        """Of the parts that run now."""
 
 
 class _History:
@@ -323,6 +321,13 @@ def _build_sources(intake: Intake, config: EdgeConfig, keep: set[str]) -> list[S
     return built
 
 
+async def _forget_old_filters(thread: StoreThread, sources: list[Source]) -> None:
+    """A broker's session has kept what earlier configurations have asked for: the drivers are to take it back."""
+    for driver in (source.driver for source in sources):
+        if hasattr(driver, "forget"):
+            driver.forget(await thread.subscribed(driver.session_name, driver.filters))
+
+
 def _unchanged(config: EdgeConfig, wanted: EdgeConfig) -> set[str]:
     """Sources that read the same thing in the same way; what their bytes mean may have changed."""
     return {
@@ -341,7 +346,7 @@ def _month(config: EdgeConfig, store: Store) -> MonthBudget | None:
     told = config.uplink
     if told.max_per_month is None:
         return None
-    return MonthBudget(told.max_per_month, told.month_starts, store.month())
+    return MonthBudget(int(told.max_per_month), told.month_starts, store.month())
 
 
 def _session(config: EdgeConfig, uplink: Uplink) -> Session:

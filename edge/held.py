@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from devices.model import Int32s, Int64s, SampleBatch
 from edge.clock import Anchor
 
+BATCHES_MAX = 256
+"""More are joined: each look at all of them costs some microseconds a batch."""
+
 
 class Step(msgspec.Struct, array_like=True, frozen=True):
     """At the beginning of a journal block, before its samples: held samples were released."""
@@ -57,6 +60,8 @@ class Held:
         if not len(batch):
             return
         self._batches.append(batch)
+        if len(self._batches) > BATCHES_MAX:
+            self._batches = [self._joined()]
         self.samples += len(batch)
         for index, time_ns in zip(batch.series.tolist(), batch.time_ns.tolist(), strict=True):
             self._last_ns[index] = max(self._last_ns.get(index, time_ns), time_ns)

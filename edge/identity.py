@@ -17,7 +17,10 @@ anything else in the batch is walked through sample by sample, and for what lies
 time the history is asked. How the stream is cut into batches changes nothing, but for `future`, which
 depends on the clock at the batch: verdicts are kept in the journal, and `replay` repeats them.
 
-The state is one time a series: that of the latest sample accepted.
+The state of a series is its *last* time, up to which every sample is asked about. A clock that is set back takes it
+back (`step_back`): what the series had beyond is kept as *spans*, in which samples are asked about as well, until the
+series has passed them. A clock that was years ahead must not leave a span of years, in which all would go raw once the
+journal has forgotten it: therefore the widest *gap* in the times of a series is known, and lies between two spans.
 """
 
 from __future__ import annotations
@@ -44,6 +47,12 @@ NEVER_NS = -(1 << 62)
 """Last time of a series without a sample."""
 SPAN_BITS = 62
 """Room of an int64 in which the times of all groups of a batch are laid end to end."""
+EVER_NS = 1 << 62
+"""Where the spans of a series that has none begin."""
+GAP_NS = 86_400 * SECOND_NS
+"""A stretch of time without samples is noted if it is longer than this."""
+SPANS_MAX = 8
+"""Of one series; of more the two that are nearest to each other become one."""
 QUESTION_GAP_NS = 60 * SECOND_NS
 """Old samples further apart than this are asked for one by one: one absurd time must not read the whole journal."""
 
@@ -63,6 +72,12 @@ class Admission:
         self._max_ahead = np.zeros(_MIN_SERIES, np.int64)
         self._resolution = np.ones(_MIN_SERIES, np.int64)
         self._any_coarse = False
+        self._gap = np.full((_MIN_SERIES, 2), NEVER_NS, np.int64)
+        """(a, b) of a series: no sample lies after a and before b. (NEVER_NS, NEVER_NS): not known."""
+        self._spans: dict[int, list[tuple[int, int]]] = {}
+        """By series, in order: from a to b, both included, times may have been there, though they are after `_last`."""
+        self._beyond = np.full(_MIN_SERIES, EVER_NS, np.int64)
+        """Where the first span of a series begins."""
 
     def add_series(self, index: int, spec: SeriesSpec) -> None:
         """Make room for a series, or change the settings of one, which keeps its state."""
@@ -71,6 +86,8 @@ class Admission:
             self._last = np.concatenate([self._last, np.full(more, NEVER_NS, np.int64)])
             self._max_ahead = np.concatenate([self._max_ahead, np.zeros(more, np.int64)])
             self._resolution = np.concatenate([self._resolution, np.ones(more, np.int64)])
+            self._gap = np.concatenate([self._gap, np.full((more, 2), NEVER_NS, np.int64)])
+            self._beyond = np.concatenate([self._beyond, np.full(more, EVER_NS, np.int64)])
         self._series = max(self._series, index + 1)
         self._max_ahead[index] = spec.max_ahead_ns
         self._resolution[index] = max(spec.time_resolution_ns, 1)
@@ -109,24 +126,94 @@ class Admission:
 
     def replay(self, batch: SampleBatch, verdict: Bytes) -> None:
         """Take over a batch of the journal, whose times and verdicts stand."""
-        # What went raw lies behind its series' last sample, but for that of windows which are passed by (edge/pump.py).
-        good = has_time(verdict)
-        np.maximum.at(self._last, batch.series[good], batch.time_ns[good])
+        good = np.flatnonzero(has_time(verdict))
+        if len(good) == 0:
+            return
+        rows = good[_by_series(batch.series[good])]
+        series, times = batch.series[rows], batch.time_ns[rows]
+        heads = np.flatnonzero(np.concatenate([[True], series[1:] != series[:-1]]))
+        before = np.concatenate([times[:1], times[:-1]])
+        before[heads] = self._last[series[heads]]
+        odd = np.logical_or.reduceat((times <= before) | self._is_far(series, times, before), heads)
+        ends = np.append(heads[1:], len(rows))
+        self._last[series[heads[~odd]]] = times[ends[~odd] - 1]
+        for g in np.flatnonzero(odd):
+            for time_ns in times[heads[g] : ends[g]].tolist():
+                self._took(int(series[heads[g]]), time_ns)
 
     def step_back(self, now_ns: int, until_ns: int) -> None:
-        """The clock was wrong, and lay years ahead: series that it took along go on from `until_ns`. What lies further
-        ahead than samples may be is no time that they could come to again soon."""
-        ahead = self._last > now_ns + self._max_ahead
-        self._last[ahead] = until_ns
+        """It is `now_ns`, and the clock was ahead or is behind: series that lie further ahead than samples may be go on
+        from `until_ns`, which is before it. What they have had since is asked about as what lies before."""
+        ahead = self._last[: self._series] > now_ns + self._max_ahead[: self._series]
+        for series in np.flatnonzero(ahead).tolist():
+            last, (lo, hi) = int(self._last[series]), self._gap[series].tolist()
+            had = [(until_ns + 1, lo), (max(until_ns + 1, hi), last)] if hi > until_ns else [(until_ns + 1, last)]
+            self._set_spans(series, [*self._spans.get(series, []), *had])
+            self._last[series], self._gap[series] = until_ns, NEVER_NS
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        """A copy of the state: `last_ns` int64[series]."""
-        return {"last_ns": self.last_ns.copy()}
+        """A copy of the state: `last_ns` int64[series], `gap_ns` int64[series, 2], `spans` int64[n, 3] of series and
+        both ends."""
+        spans = [(series, *span) for series in sorted(self._spans) for span in self._spans[series]]
+        return {
+            "last_ns": self.last_ns.copy(),
+            "gap_ns": self._gap[: self._series].copy(),
+            "spans": np.array(spans, np.int64).reshape(-1, 3),
+        }
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take over what `snapshot` gave; series that were added since keep theirs."""
+        """Take over what `snapshot` gave, in this version or before it knew of gaps; series that were added since keep
+        theirs."""
         last = state["last_ns"]
         self._last[: len(last)] = last[: len(self._last)]
+        if "spans" in state:
+            self._gap[: len(last)] = state["gap_ns"][: len(self._gap)]
+            for series, lo, hi in state["spans"].tolist():
+                self._set_spans(series, [*self._spans.get(series, []), (lo, hi)])
+
+    # -- one sample more -----------------------------------------------------------------------------
+
+    def _is_far(self, series: NDArray[np.int32], times: Int64s, before: Int64s) -> NDArray[np.bool_]:
+        """Which samples are more to the state than a last time."""
+        far: NDArray[np.bool_] = times > before + GAP_NS
+        if self._spans:
+            far |= times >= self._beyond[series]
+        return far
+
+    def _took(self, series: int, time_ns: int) -> None:
+        """A sample with this time is there from now on."""
+        last, (gap_lo, gap_hi) = int(self._last[series]), self._gap[series].tolist()
+        if time_ns <= last:
+            if gap_lo < time_ns < gap_hi:
+                self._gap[series, 0] = time_ns
+            return
+        self._last[series] = time_ns
+        spans = self._spans.get(series, [])
+        before = max([last, *(hi for lo, hi in spans if lo <= time_ns)])
+        widest = max(gap_hi - gap_lo, GAP_NS) if gap_lo > NEVER_NS else GAP_NS
+        if time_ns - before > widest:
+            self._gap[series] = before, time_ns
+        if spans and spans[0][1] <= time_ns:
+            self._set_spans(series, [span for span in spans if span[1] > time_ns])
+
+    def _is_in_a_span(self, series: int, time_ns: int) -> bool:
+        return any(lo <= time_ns <= hi for lo, hi in self._spans.get(series, ()))
+
+    def _set_spans(self, series: int, spans: list[tuple[int, int]]) -> None:
+        """Keep them in order, and apart from each other."""
+        kept: list[tuple[int, int]] = []
+        for lo, hi in sorted(span for span in spans if span[0] <= span[1]):
+            if kept and lo <= kept[-1][1] + 1:
+                kept[-1] = kept[-1][0], max(kept[-1][1], hi)
+            else:
+                kept.append((lo, hi))
+        while len(kept) > SPANS_MAX:
+            nearest = min(range(1, len(kept)), key=lambda i: kept[i][0] - kept[i - 1][1])
+            kept[nearest - 1 : nearest + 1] = [(kept[nearest - 1][0], kept[nearest][1])]
+        self._spans.pop(series, None)
+        self._beyond[series] = EVER_NS
+        if kept:
+            self._spans[series], self._beyond[series] = kept, kept[0][0]
 
     # -- on columns ----------------------------------------------------------------------------------
 
@@ -154,7 +241,7 @@ class Admission:
         before = np.empty_like(times)
         before[1:] = times[:-1]
         before[heads] = last
-        wrong = times <= before
+        wrong = (times <= before) | self._is_far(series, times, before)
         if 0 < n_stamped < len(rows):
             wrong |= stamped != stamped[heads][group]
         if self._any_coarse:
@@ -188,45 +275,41 @@ class Admission:
         """Decide the samples of one series, in order of arrival."""
         series = int(batch.series[rows[0]])
         resolution = int(self._resolution[series])
-        last = int(self._last[series])
-        times: list[int] = []
-        new: list[bool] = []
-        for row, time_ns, arrived, is_stamped in zip(
-            rows.tolist(), batch.time_ns[rows].tolist(), arrived_ns[rows].tolist(), stamp[rows].tolist(), strict=True
+        reach = max([int(self._last[series]), *(hi for _, hi in self._spans.get(series, ()))])
+        told = batch.time_ns[rows[~stamp[rows]]]
+        known = self._known(series, sorted(told[(told > journal_floor_ns) & (told <= reach)].tolist()))
+        for row, time_ns, arrived, is_stamped, value in zip(
+            rows.tolist(),
+            batch.time_ns[rows].tolist(),
+            arrived_ns[rows].tolist(),
+            stamp[rows].tolist(),
+            batch.value[rows].tolist(),
+            strict=True,
         ):
+            last = int(self._last[series])
             final = time_ns
             if is_stamped:
                 final = max(arrived, last + 1)
             elif time_ns <= last < time_ns + resolution - 1:
                 final = spread(time_ns, last, resolution)
                 batch.quality[row] |= Quality.SPREAD
-            times.append(final)
-            new.append(final > last)
-            last = max(last, final)
-        batch.time_ns[rows] = times
-        self._last[series] = last
-        if all(new):
-            return
-        known = self._known(
-            series, sorted(t for t, is_new in zip(times, new, strict=True) if not is_new and t > journal_floor_ns)
-        )
-        for row, final, is_new, value in zip(rows.tolist(), times, new, batch.value[rows].tolist(), strict=True):
-            if not is_new and final <= journal_floor_ns:
+            elif time_ns <= journal_floor_ns and (time_ns <= last or self._is_in_a_span(series, time_ns)):
                 verdict[row] = BEHIND_JOURNAL
+            elif time_ns in known:
+                verdict[row] = DUPLICATE if known[time_ns] == value else CONFLICT
                 continue
-            earlier = known.setdefault(final, (row, value))
-            if earlier[0] != row:
-                verdict[row] = DUPLICATE if earlier[1] == value else CONFLICT
+            batch.time_ns[row] = final
+            known[final] = value
+            self._took(series, final)
 
-    def _known(self, series: int, old_ns: list[int]) -> dict[int, tuple[int, float]]:
-        """What the history has of a series at the (sorted) times: time -> (no row of this batch, value)."""
-        known: dict[int, tuple[int, float]] = {}
+    def _known(self, series: int, old_ns: list[int]) -> dict[int, float]:
+        """What the history has of a series at the (sorted) times: time -> value."""
+        known: dict[int, float] = {}
         start = 0
         for i in range(1, len(old_ns) + 1):
             if i == len(old_ns) or old_ns[i] - old_ns[i - 1] > QUESTION_GAP_NS:
                 times, values = self._history(series, old_ns[start], old_ns[i - 1])
-                for time_ns, value in zip(times.tolist(), values.tolist(), strict=True):
-                    known[time_ns] = (-1, value)
+                known.update(zip(times.tolist(), values.tolist(), strict=True))
                 start = i
         return known
 

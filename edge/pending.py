@@ -46,10 +46,14 @@ class Pending:
     """How many there are at its end."""
     frames: list[Sealed] = field(default_factory=list)
     removed: list[OutboxRow] = field(default_factory=list)
-    """Frames that leave the outbox: receipted, refused, merged or dropped."""
+    """Frames that leave the outbox: receipted, refused or dropped."""
+    merged: list[OutboxRow] = field(default_factory=list)
+    """Frames whose windows are in `frames` now: they leave the outbox with those, never before."""
     buried: list[BuriedFrame] = field(default_factory=list)
     to_backfill: bool = False
     trim_journal_to: int = 0
+    trim_bytes: int = 0
+    """Of the blocks that go."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
     replayed: list[int] = field(default_factory=list)
     """Dead letters that go, since what was in them is here."""
@@ -114,7 +118,7 @@ class Pending:
         commit = Commit(
             new_series=self.new_series,
             frames=list(self.frames),
-            removed=[row.seq for row in self.removed],
+            removed=[row.seq for row in (*self.removed, *self.merged)],
             buried=list(self.buried),
             dead_letters=self.dead_letters,
             replayed=self.replayed,

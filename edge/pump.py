@@ -74,6 +74,8 @@ LENGTHEN_TENS = 5
 least: at both ends of it a window that is not whole is merged."""
 SNAPSHOT_SAMPLES = 500_000
 SNAPSHOT_S = 600.0
+SNAPSHOT_SHARE = 1 / 8
+"""Or once so much of the limit is journal that cannot be trimmed: a small store would find no room for a commit."""
 SNAPSHOT_RETRY_S = 10.0
 STORE_RETRY_S = 1.0
 STORE_FULL_RETRY_S = 0.1
@@ -422,7 +424,7 @@ class Pump:
         for pending in (self._pending, self._committing, self._relief):
             for row, _ in pending.frames:
                 np.add.at(counts, row.custody.series, row.custody.samples)
-            for row in pending.removed:
+            for row in (*pending.removed, *pending.merged):
                 np.subtract.at(counts, row.custody.series, row.custody.samples)
         return counts
 
@@ -524,9 +526,9 @@ class Pump:
             commit = pending.build()
             commit.send_limits = self._uplink.plan_limits([row for row, _ in commit.frames], pending.to_backfill)
             commit.to_backfill_above = outbox.live_limit() if pending.to_backfill else None
-            commit.month = self._uplink.month_row(last=self._stop_by_s is not None)
+            commit.month = self._uplink.month_row(last=self._stop_by_s is not None or self._handing_over)
             try:
-                if self._room.refuses(commit, self.committed.usage):
+                if self._room.refuses(commit, pending, self.committed.usage):
                     raise StoreFull("the store is full: the commit waits until receipts have made room")
                 self.committed = await self._store.commit(commit)
                 break
@@ -563,6 +565,8 @@ class Pump:
         self._take_answers(pending)
         try:
             await self._make_room(pending, is_full=isinstance(error, StoreFull))
+            if isinstance(error, StoreFull) and self._room.blocks:
+                await self._lengthen(pending, asyncio.get_running_loop().time())
         except StoreError as unreadable:
             self._note(unreadable)
         if isinstance(error, StoreFull) and self._room.blocks:
@@ -570,13 +574,12 @@ class Pump:
 
     async def _relieve(self, pending: Pending) -> None:
         """What has been receipted leaves the store, and what is held may go, before a commit for which there is no
-        room: it would wait for that, and that for it."""
+        room: it would wait for that, and that for it. Where there is nothing of this, the store at least tells how full
+        it is by now."""
         relief = self._relief = pending.relief()
         commit = relief.build()
         commit.send_limits = self._uplink.plan_limits([], relief.to_backfill)
         commit.to_backfill_above = self._uplink.outbox.live_limit() if relief.to_backfill else None
-        if not (relief.is_worth_it() or commit.send_limits):
-            return
         try:
             self.committed = await self._store.commit(commit)
         except StoreCorrupt:
@@ -636,7 +639,8 @@ class Pump:
             return False
         if self._room.wants_snapshot and now_s >= self._last_snapshot_s + SNAPSHOT_RETRY_S:
             return True
-        enough = self._samples_since_snapshot >= SNAPSHOT_SAMPLES or now_s >= self._snapshot_due_s
+        too_much = self._fresh_bytes > self.committed.usage.limit_bytes * SNAPSHOT_SHARE
+        enough = self._samples_since_snapshot >= SNAPSHOT_SAMPLES or now_s >= self._snapshot_due_s or too_much
         return enough or bool(self._registry.changed)
 
     def _change_over(self, pending: Pending, now_s: float) -> dict[str, NDArray[Any]]:

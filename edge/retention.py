@@ -43,6 +43,7 @@ class Plan:
     trim_journal_to: int = 0
     trim_journal_ns: int = 0
     """What goes with it reaches up to this time."""
+    trim_bytes: int = 0
     drop: list[OutboxRow] = field(default_factory=list)
     merge: list[OutboxRow] = field(default_factory=list)
     want_snapshot: bool = False
@@ -99,7 +100,7 @@ def plan(
             result.want_snapshot = beyond_snapshot > usage.limit_bytes * SNAPSHOT_WORTH
             break
         result.trim_journal_to, result.trim_journal_ns = block.id, block.high_ns
-        freed += block.size_bytes
+        freed = result.trim_bytes = freed + block.size_bytes
     if not excess or freed >= excess or freed >= TRIM_BYTES_PER_COMMIT or (result.want_snapshot and not urgent):
         return result
     if when_full == "block":

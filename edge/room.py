@@ -105,7 +105,7 @@ class Room:
         if plan.drop:
             self._drop(pending, plan.drop)
         if plan.trim_journal_to > pending.trim_journal_to:
-            pending.trim_journal_to = plan.trim_journal_to
+            pending.trim_journal_to, pending.trim_bytes = plan.trim_journal_to, plan.trim_bytes
             self.journal_floor_ns = max(self.journal_floor_ns, plan.trim_journal_ns)
 
     async def lengthen(self, pending: Pending, now_ns: int) -> bool:
@@ -129,14 +129,17 @@ class Room:
         """Whether sources wait when the store is full: nothing is given up."""
         return self._when_full == "block"
 
-    def refuses(self, commit: Commit, usage: Usage) -> bool:
-        """Policy `block`: whether it would take of the reserve."""
-        if not self.blocks:
+    def refuses(self, commit: Commit, pending: Pending, usage: Usage) -> bool:
+        """Policy `block`: whether it would take of the reserve, though blocks and merged frames go with it. Where no
+        frame is left there is no receipt to wait for, nor to keep the reserve for."""
+        if not self.blocks or not len(self._outbox):
             return False
         reserve_bytes = max(usage.limit_bytes * RESERVE, RESERVE_BYTES_MIN)
         rows = [len(frame) + len(row.packed_custody) for row, frame in commit.frames]
-        size_bytes = row_pages_bytes(len(commit.block)) + sum(map(row_pages_bytes, rows))
-        return usage.used_bytes + size_bytes > usage.limit_bytes - reserve_bytes
+        gone = [row.size_bytes + len(row.packed_custody) for row in pending.merged]
+        brought_bytes = row_pages_bytes(len(commit.block)) + sum(map(row_pages_bytes, rows))
+        freed_bytes = pending.trim_bytes + sum(map(row_pages_bytes, gone))
+        return usage.used_bytes + brought_bytes - freed_bytes > usage.limit_bytes - reserve_bytes
 
     def look(self, usage: Usage) -> None:
         """After a commit: whether sources may go on."""
@@ -168,7 +171,7 @@ class Room:
         gain = 1 - sum(row.size_bytes for row, _ in after) / sum(row.size_bytes for row in before)
         if gain < MERGE_GAIN_MIN:
             return
-        pending.removed += [self._outbox.leave(row.seq) for row in before]
+        pending.merged += [self._outbox.leave(row.seq) for row in before]
         pending.frames += after
         self._cannot_merge.intersection_update(row.seq for row in self._outbox.held())
         log.info("%s: merged the windows of %d frames into %d", why, len(before), len(after))

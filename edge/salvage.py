@@ -9,7 +9,7 @@ It answers for no samples (`Custody.none`): the ledger that counted them is lost
 at nothing. Live frames become backlog, and none is merged (edge/room.py), since its series are not in the new table.
 
 What a crash leaves: the frames of the last commit, and the name of the file in `meta`; the next start goes through it
-again, and passes over what is there.
+again, and passes over what is there. A file that has been gone through is marked (edge/store.py), and not before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from devices.model import Lane
 from devices.wire.topics import digest
 from edge.custody import Commit, Custody, OutboxRow
 from edge.seal import Sealed
-from edge.store import SCHEMA_VERSION, Store
+from edge.store import SCHEMA_VERSION, Store, is_damage, mark_salvaged
 
 log = logging.getLogger("forebay.salvage")
 
@@ -36,22 +36,30 @@ FAILURES_MAX = 20_000
 """Ranges that could not be read: some seconds of trying. Then the rest is given up."""
 
 
+class _OfNewerProgram(Exception):
+    """Nothing of it is lost, and that program will know what to do with it."""
+
+
 def salvage(store: Store) -> None:
-    """Take over what can be read of the file in whose place the store was made, if that has not been done."""
-    aside = store.to_salvage()
-    if aside is None:
+    """Take over what can be read of the files in whose place the store was made, if that has not been done."""
+    to_salvage = store.to_salvage()
+    if not to_salvage:
         return
+    left = []
     try:
-        taken = _take_over(store, aside)
-        store.is_salvaged()
+        for aside in to_salvage:
+            if _take_over(store, aside):
+                mark_salvaged(aside)
+            else:
+                left.append(aside)
+        store.is_salvaged(but_for=left)
     except StoreError as error:
         log.error("%s: the frames of %s that are left are taken over at the next start", error, aside)
-    else:
-        log.warning("%d frames of %s were taken over and will be sent; what it held beside them is not", taken, aside)
 
 
-def _take_over(store: Store, aside: Path) -> int:
-    """How many frames were new. Raises StoreError."""
+def _take_over(store: Store, aside: Path) -> bool:
+    """Whether nothing is left in it that could be read. Raises StoreError."""
+    is_done = True
     known = {row.digest for row in store.outbox()}
     seq, taken, size_bytes = store.next_seq(), 0, 0
     commit = Commit()
@@ -64,10 +72,15 @@ def _take_over(store: Store, aside: Path) -> int:
             if size_bytes >= COMMIT_BYTES:
                 store.commit(commit)
                 commit, size_bytes = Commit(), 0
+    except _OfNewerProgram:
+        log.warning("%s is a newer program's, which will take its frames over", aside)
+        return False
     except sqlite3.Error as error:
         log.error("not all frames of %s can be read: %s", aside, error)
+        is_done = is_damage(error) or not aside.exists()
     store.commit(commit)
-    return taken
+    log.warning("%d frames of %s were taken over and will be sent; what it held beside them is not", taken, aside)
+    return is_done
 
 
 def _taken_over(seq: int, leaf: str, lane: Lane, created_ns: int, frame: bytes) -> Sealed:
@@ -76,11 +89,12 @@ def _taken_over(seq: int, leaf: str, lane: Lane, created_ns: int, frame: bytes) 
 
 
 def _frames(aside: Path) -> Iterator[tuple[str, Lane, int, bytes]]:
-    """(leaf, lane, created_ns, frame) of all that have their digest, oldest first. Raises sqlite3.Error."""
+    """(leaf, lane, created_ns, frame) of all that have their digest, oldest first. Raises sqlite3.Error or
+    _OfNewerProgram."""
     with closing(sqlite3.connect(f"file:{quote(str(aside))}?mode=ro", uri=True, isolation_level=None)) as db:
         schema = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
         if schema and int(schema[0]) > SCHEMA_VERSION:
-            return  # a newer program's: nothing of it is lost, and that program will know what to do with it
+            raise _OfNewerProgram
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
         failures = 0
         ranges = [(0, int(last[0]) + 1 if last else 0)]

@@ -167,7 +167,7 @@ class StatusServer:
             if match[2] is None:
                 letter = await self.letters.show(int(match[1]))
                 return Answer(200, msgspec.json.encode(letter) + b"\n", JSON) if letter else _NO_LETTER
-            if not _is_local(writer) or re.search(rb"\r\norigin\s*:", head, re.IGNORECASE):
+            if not is_local(writer.get_extra_info("peername")) or re.search(rb"\r\norigin\s*:", head, re.IGNORECASE):
                 return Answer(403, b"dead letters are replayed from the gateway's own machine, and by no web page\n")
             why = await self.letters.replay(int(match[1]))
         except ForebayError as error:
@@ -230,9 +230,9 @@ class StatusServer:
 _NO_LETTER = Answer(404, b"there is no dead letter with this id\n")
 
 
-def _is_local(writer: asyncio.StreamWriter) -> bool:
-    peer = writer.get_extra_info("peername")
-    return bool(peer) and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+def is_local(peer: tuple[Any, ...] | None) -> bool:
+    """Whether a socket's peer is a program of this machine."""
+    return peer is not None and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
 
 
 def _head(code: int, content_type: str, length: int | None) -> bytes:

@@ -3,9 +3,10 @@
 Layout (SQLite, version in `meta`)
 
   meta        key, value                     schema, epoch, born: when it was made in the place of one set aside,
-                                             salvage: the name of that one, until its frames are taken over
+                                             salvage: the names of those whose frames have not been taken over
                                              (edge/salvage.py), journal_floor, month: the uplink's budget,
-                                             wear: what was written to the disk (edge/wear.py)
+                                             wear: what was written to the disk (edge/wear.py),
+                                             filters NAME: what a broker's session was asked for
   series      id, spec                       append-only; the int32 index of a series is its id
   journal     id, samples, first_ns, last_ns, high_ns, crc, block     a ring: what arrived lately (edge/journal.py)
   outbox      seq, lane, leaf, created_ns, digest, custody, frame     frames that await a receipt
@@ -34,7 +35,7 @@ What a crash leaves, by where it comes
                                                                            the journal reaches back to it
   a snapshot    a trim of the journal  blocks that are not needed          nothing: the next trim takes them
   damage found  the file's set aside   the damaged file                    it is opened, found damaged again, set aside
-  set aside     `NAME.new` renamed     `NAME.aside-*`, maybe `NAME.new`    a new file is made; it knows of the one aside
+  set aside     `NAME.new` renamed     `NAME.aside-*`, maybe `NAME.new`    a new file is made; it knows of those aside
   two commits   the salvage's end      some frames of it, meta `salvage`   it is gone through again (edge/salvage.py)
 
 Limits. The file is filled to its limit when it is made, and SQLite is told not to grow beyond it
@@ -44,7 +45,8 @@ is full a commit raises StoreFull and changes nothing; what must go first is dec
 
 A file that is damaged or newer than this program is set aside whole, under a name that says so, and
 reported; the daemon starts with an empty one. What the other has published it does not know, so it opens no
-window that began before its birth (edge/pump.py): such samples go raw.
+window that began before its birth (edge/pump.py): such samples go raw. Beside one whose frames were taken over lies
+an empty file `NAME.aside-*.salvaged`; of those only the newest are kept, since a disk may damage one after another.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ from numpy.typing import NDArray
 from devices.errors import StoreCorrupt, StoreError, StoreFull
 from devices.model import Lane, SeriesSpec
 from devices.quantities import Size
-from edge.custody import Commit, Committed, DeadLetter, JournalRow, OutboxRow, Usage
+from edge.custody import Commit, Committed, DeadLetter, JournalRow, LettersKept, OutboxRow, Usage
 from edge.wear import Wear, written_bytes
 
 log = logging.getLogger("forebay.store")
@@ -82,6 +84,9 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 
 ASIDE = ".aside-"
+ASIDE_MAX = 3
+"""Files set aside that are kept, for whoever wants to know what was wrong; more only where frames wait in them."""
+SALVAGED = ".salvaged"
 PAGE_BYTES = 4096
 CACHE_PAGES = 512
 WAL_SHARE = 8
@@ -93,6 +98,8 @@ SNAPSHOT_PIECE_BYTES = 32 << 10
 SNAPSHOT_TRANSACTION_BYTES = 256 << 10
 FULL_FROM_BYTES = 1 << 20
 """SQLite says "full" of the disk as well: of the file only where it has less room than this and what is added."""
+FILTERS_MAX = 64
+"""Of earlier configurations, remembered for each session at a broker."""
 DEAD_LETTERS_MAX = 1000
 DEAD_LETTERS_BYTES_MAX = 1 << 20
 """Unless the configuration says otherwise."""
@@ -123,7 +130,7 @@ class Store:
         self.path = path
         self.dead_letters_bytes = DEAD_LETTERS_BYTES_MAX
         """Of payloads; when full the oldest go."""
-        self.dead_letters_gone = 0
+        self.letters = self._count_letters(gone=0)
         self.set_aside: str = ""
         """Where the file that was found damaged lies now; "" when none was."""
         self.epoch = int.from_bytes(self._meta("epoch"), "big")
@@ -198,16 +205,18 @@ class Store:
         """Make everything in `commit` durable, or nothing. Raises StoreFull or StoreError."""
         db = self._db
         high_ns = max(self._high_ns, commit.last_ns) if commit.block else self._high_ns
-        trimmed_bytes = 0
+        trimmed_bytes, letters = 0, self.letters
         try:
             db.execute("BEGIN IMMEDIATE")
             if commit.buried or commit.dead_letters:
-                self._insert_dead_letters(commit)
+                gone = self._insert_dead_letters(commit)
+                letters = self._count_letters(letters.gone + gone)
             if commit.replayed:
                 db.execute(
                     "DELETE FROM deadletter WHERE id IN (SELECT value FROM json_each(?))",
                     (msgspec.json.encode(commit.replayed).decode(),),
                 )
+                letters = self._count_letters(letters.gone)
             if commit.removed:
                 db.execute(
                     "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))",
@@ -250,6 +259,7 @@ class Store:
         if trimmed_bytes or not self._journal_bytes or not self._journal_from_ns:
             self._journal_from_ns = self._oldest_ns()
         self._journal_bytes += len(commit.block) - trimmed_bytes
+        self.letters = letters
         return self.committed()
 
     def committed(self) -> Committed:
@@ -265,15 +275,16 @@ class Store:
     def _trim(self, block_id: int) -> int:
         """Delete the blocks up to this one, and return how many bytes of blocks that were."""
         size_bytes = self._one(f"SELECT sum(length(block)) FROM journal WHERE id <= {block_id}", default=0)
-        floor_ns = self._one(f"SELECT high_ns FROM journal WHERE id <= {block_id} ORDER BY id DESC LIMIT 1", default=0)
+        highest = f"SELECT high_ns FROM journal WHERE id <= {block_id} ORDER BY id DESC LIMIT 1"
+        floor_ns = max(self._one(highest, default=0), self.journal_floor_ns())
         self._db.execute("DELETE FROM journal WHERE id <= ?", (block_id,))
         self._db.execute(
             "INSERT OR REPLACE INTO meta VALUES ('journal_floor', ?)", (floor_ns.to_bytes(8, "big", signed=True),)
         )
         return size_bytes
 
-    def _insert_dead_letters(self, commit: Commit) -> None:
-        """Add to the dead letters, and let the oldest go beyond their limits."""
+    def _insert_dead_letters(self, commit: Commit) -> int:
+        """Add to the dead letters, and let the oldest go beyond their limits: how many."""
         db = self._db
         db.executemany(
             "INSERT INTO deadletter (at_ns, source, reason, detail, payload, topic, bytes) "
@@ -291,7 +302,12 @@ class Store:
             "WINDOW newest AS (ORDER BY id DESC)) WHERE bytes > ? OR letters > ?)",
             (self.dead_letters_bytes, DEAD_LETTERS_MAX),
         )
-        self.dead_letters_gone += gone.rowcount
+        return gone.rowcount
+
+    def _count_letters(self, gone: int) -> LettersKept:
+        query = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM deadletter"
+        kept, size_bytes = self._db.execute(query).fetchone()
+        return LettersKept(kept, size_bytes, gone)
 
     # -- reading back --------------------------------------------------------------------------------
 
@@ -329,6 +345,22 @@ class Store:
 
     def unconfirmed(self) -> dict[str, bytes]:
         return dict(self._db.execute("SELECT source, messages FROM unconfirmed"))
+
+    def subscribed(self, session_name: str, filters: list[str]) -> list[str]:
+        """Note what a broker's session is about to be asked for; which other filters it may have from earlier
+        configurations. Those are remembered on: the broker may come back as it was before it was told to forget them.
+        """
+        key = f"filters {session_name}"
+        known = [name for name in self._meta(key).decode("utf-8", "replace").split("\0") if name]
+        others = [name for name in known if name not in filters][-FILTERS_MAX:]
+        if others + filters != known:
+            try:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, "\0".join(others + filters).encode())
+                )
+            except sqlite3.Error as error:
+                log.warning("%s", self._failed(error, f"the note of what is asked for at {session_name}", 0))
+        return others
 
     def month(self) -> bytes:
         """The account of the month's budget; empty when there is none."""
@@ -382,15 +414,14 @@ class Store:
         )
         return [block for (block,) in rows]
 
-    def to_salvage(self) -> Path | None:
-        """The file set aside whose frames have not been taken over yet (edge/salvage.py)."""
-        name = self._meta("salvage")
-        return self.path.with_name(name.decode()) if name else None
+    def to_salvage(self) -> list[Path]:
+        """The files set aside whose frames have not been taken over yet (edge/salvage.py), oldest first."""
+        return [self.path.with_name(name) for name in self._meta("salvage").decode().splitlines()]
 
-    def is_salvaged(self) -> None:
-        """What could be taken over has been. Raises StoreError."""
+    def is_salvaged(self, but_for: list[Path]) -> None:
+        """What could be taken over has been, `but_for` what is in these files. Raises StoreError."""
         try:
-            self._db.execute("DELETE FROM meta WHERE key = 'salvage'")
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('salvage', ?)", (_names(but_for),))
         except sqlite3.Error as error:
             raise self._failed(error, "the end of the salvage", 0) from error
 
@@ -584,7 +615,8 @@ def _make(path: Path, max_size_bytes: int) -> None:
     wal_bytes = _wal_share(max_size_bytes)
     file_bytes = max_size_bytes - wal_bytes
     # Looked for, not told: a crash may come between setting aside and this.
-    aside = sorted(path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*[0-9a-f]"))  # the file's, not -wal's and -shm's
+    aside = _all_aside(path)
+    to_salvage = [each for each in aside if not _beside(each, SALVAGED).exists()]
     born_ns = time.time_ns() if aside else 0
     try:
         db = sqlite3.connect(new, isolation_level=None)
@@ -599,7 +631,7 @@ def _make(path: Path, max_size_bytes: int) -> None:
                     ("schema", SCHEMA_VERSION),
                     ("epoch", secrets.token_bytes(8)),
                     ("born", born_ns.to_bytes(8, "big")),
-                    *([("salvage", aside[-1].name.encode())] if aside else []),
+                    ("salvage", _names(to_salvage)),
                 ],
             )
             db.execute("CREATE TABLE fill (data BLOB)")
@@ -636,7 +668,29 @@ def set_aside(path: Path, why: str) -> Path:
         if _beside(path, suffix).exists():
             _beside(path, suffix).rename(_beside(aside, suffix))
     log.error("the store %s cannot be used (%s): set aside as %s, beginning with an empty one", path, why, aside)
+    for old in _all_aside(path)[:-ASIDE_MAX]:
+        if _beside(old, SALVAGED).exists():
+            log.warning("%s is removed: its frames were taken over, and %d newer ones are kept", old, ASIDE_MAX)
+            for suffix in ("-wal", "-shm", "", SALVAGED):
+                _beside(old, suffix).unlink(missing_ok=True)
     return aside
+
+
+def _all_aside(path: Path) -> list[Path]:
+    """All files that were set aside, and not what lies beside them; oldest first."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*-{'[0-9a-f]' * 4}"))
+
+
+def mark_salvaged(aside: Path) -> None:
+    """Nothing is left in this file that could be taken over: it need not be kept for ever."""
+    try:
+        _beside(aside, SALVAGED).touch()
+    except OSError as error:
+        log.warning("%s is kept for ever: cannot note that its frames were taken over: %s", aside, error)
+
+
+def _names(paths: list[Path]) -> bytes:
+    return "\n".join(path.name for path in paths).encode()
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -676,6 +730,9 @@ class StoreThread:
             return self._executor.submit(self._store.blocks_between, lo_ns, hi_ns).result()
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
+
+    async def subscribed(self, session_name: str, filters: list[str]) -> list[str]:
+        return await self._call(self._store.subscribed, session_name, filters)
 
     async def dead_letters(self, only: int = 0) -> list[DeadLetter]:
         return await self._call(self._store.dead_letters, only)

@@ -18,7 +18,7 @@ What a crash leaves, by where it comes (in the store; nothing else outlives the 
   a month's bytes     the commit after     the account without them      counts at most the last commit's bytes too few
 
 Nobody listens: where the broker says so (reason 0x10) it has thrown the frame away. Then one frame, the
-smallest, is published now and again, until somebody does; all others wait for that.
+smallest of each topic, is published now and again, until somebody does; all others wait for that.
 """
 
 from __future__ import annotations
@@ -292,7 +292,9 @@ class Uplink:
             return self._quiet_until_s - loop.time()
         due = self.outbox.due(loop.time())
         if self.nobody_listens and due:
-            due = [min(due, key=lambda flight: flight.row.size_bytes)]
+            # One for each topic: an ingester may be there for data, and the one for alarms not, or the other way round.
+            largest_first = sorted(due, key=lambda flight: -flight.row.size_bytes)
+            due = list({flight.row.leaf: flight for flight in largest_first}.values())
             self._be_quiet(loop.time())
         for start in range(0, len(due), FRAMES_AT_ONCE):
             part = due[start : start + FRAMES_AT_ONCE]

@@ -23,8 +23,8 @@ from edge.outage import sentence as outage_sentence
 from edge.pump import Pump
 from edge.reload import Reloads
 from edge.report import SOFTWARE
+from edge.store import Store
 from edge.uplink import Uplink
-from edge.wear import Wear, written_bytes
 
 RATE_S = 1.0
 """Rates are those of the last stretch of at least this long."""
@@ -34,9 +34,9 @@ RATE_S = 1.0
 class Rates:
     """Per second, between two looks."""
 
-    at_s: float = 0.0
-    samples: int = 0
-    frames: int = 0
+    at_s: float
+    samples: int
+    frames: int
     samples_per_s: float = 0.0
     frames_per_s: float = 0.0
 
@@ -50,29 +50,24 @@ class Rates:
 
 
 class Views:
-    """The daemon's parts, looked at."""
+    """The daemon's parts, looked at. Order of calls: `show`, and again after each reload; then any other."""
 
-    def __init__(
-        self,
-        config: EdgeConfig,
-        operators: Operators,
-        intake: Intake,
-        pump: Pump,
-        uplink: Uplink,
-        session: Session,
-        wear: Wear,
-        reloads: Reloads,
-    ) -> None:
-        self._config = config
+    def __init__(self, store: Store, operators: Operators, intake: Intake, reloads: Reloads) -> None:
+        self._store = store
         self._operators = operators
         self._intake = intake
-        self._pump = pump
-        self._uplink = uplink
-        self._session = session
-        self._wear = wear
         self._reloads = reloads
         self._started_s = time.monotonic()
-        self._rates = Rates(self._started_s)
+        self._config: EdgeConfig
+        self._pump: Pump
+        self._uplink: Uplink
+        self._session: Session
+        self._rates: Rates
+
+    def show(self, config: EdgeConfig, pump: Pump, uplink: Uplink, session: Session) -> None:
+        """Look at these from now on: the parts that one configuration has."""
+        self._config, self._pump, self._uplink, self._session = config, pump, uplink, session
+        self._rates = Rates(time.monotonic(), pump.samples, uplink.frames_published)
 
     def ready(self) -> str:
         """ "" once samples can be taken in and committed."""
@@ -114,6 +109,7 @@ class Views:
             "outage": self._outage(),
             "month": self._month(),
             "disk": self._disk(),
+            "dead_letters": self._dead_letters(),
             "configuration": {
                 "digest": self._config.digest,
                 "reloads": self._reloads.done,
@@ -148,9 +144,13 @@ class Views:
             "means": month.sentence(),
         }
 
+    def _dead_letters(self) -> dict[str, Any]:
+        letters = self._store.letters
+        return {"kept": letters.kept, "bytes": letters.size_bytes, "gone": letters.gone}
+
     def _disk(self) -> dict[str, Any]:
         """`years_left` with `store.endurance` alone."""
-        wear, endurance = self._wear, self._config.store.endurance
+        wear, endurance = self._store.wear, self._config.store.endurance
         disk = {"written_bytes": wear.look().bytes, "written_bytes_per_day": wear.bytes_per_day()}
         return disk if endurance is None else {**disk, "years_left": wear.years(endurance)}
 
@@ -197,7 +197,7 @@ class Views:
         """All metrics as Prometheus text."""
         status = self.status()
         ledger, store, link, clock = status["ledger"], status["store"], status["link"], status["clock"]
-        pump, uplink = self._pump, self._uplink
+        letters, pump, uplink = status["dead_letters"], self._pump, self._uplink
         lines = [
             *family("forebay_samples_produced_total", "counter", "Samples taken in", ledger["produced"]),
             *family("forebay_samples_stored_total", "counter", "Samples with a receipt", ledger["stored"]),
@@ -229,6 +229,9 @@ class Views:
             *family("forebay_journal_bytes", "gauge", "Bytes of raw samples kept", store["journal_bytes"]),
             *family("forebay_outbox_frames", "gauge", "Frames that await a receipt", store["outbox_frames"]),
             *family("forebay_outbox_bytes", "gauge", "Bytes of these frames", store["outbox_bytes"]),
+            *family("forebay_dead_letters", "gauge", "Dead letters that are kept", letters["kept"]),
+            *family("forebay_dead_letters_bytes", "gauge", "Bytes of these", letters["bytes"]),
+            *family("forebay_dead_letters_gone_total", "counter", "Those gone for lack of room", letters["gone"]),
             *family(
                 "forebay_outage_budget_seconds",
                 "gauge",
@@ -259,8 +262,8 @@ class Views:
             *family(
                 "forebay_disk_written_bytes_total",
                 "counter",
-                "Bytes that this process wrote to the disk, by the kernel's account",
-                written_bytes(),
+                "Bytes that the gateway wrote to the disk, restarts included, by the kernel's account",
+                disk["written_bytes"],
             ),
             *family(
                 "forebay_disk_written_bytes_per_day",

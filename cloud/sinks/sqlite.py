@@ -66,7 +66,7 @@ _BUSY_S: Final = 5.0
 
 
 class SqliteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The sink has no keys of its own beside `url`."""
+    """`url` is `sqlite:` and the path of the file, which is made when it is missing."""
 
 
 class SqliteSink:

@@ -20,6 +20,9 @@ If the sender repeats what it has not seen acknowledged (MQTT at QoS 1), deliver
 driver calls its attribute `on_confirmed(n)`, which the intake sets, when the sender has taken n more of the
 acknowledgements, in their order. If such a sender must know us again after a restart, `Options` has a
 `client_id`: left "", it is filled in with a name that stays, made of the gateway's and the source's.
+A sender that knows us again has kept what it was asked for as well. Then the driver says under which `session_name`
+it asks for which `filters`, and `forget(filters)`, called before `run`, tells it which others earlier
+configurations have asked for under that name.
 """
 
 from __future__ import annotations

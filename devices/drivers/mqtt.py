@@ -95,8 +95,9 @@ class MqttDriver:
         self._status = SourceStatus()
         self._paused = False
         self._templates = [TopicTemplate(text) for text in options.topics]
+        self._options = session_options(options, device, probe=probe)
         self._session = Session(
-            session_options(options, device, probe=probe),
+            self._options,
             on_messages=self._received,
             on_connect=self._connected,
             on_disconnect=self._disconnected,
@@ -104,7 +105,8 @@ class MqttDriver:
             on_confirmed=self._confirmed if options.qos and not probe else None,
         )
         qos = 0 if probe else options.qos
-        self._session.subscribe([(template.filter, qos) for template in self._templates])
+        self.filters = [template.filter for template in self._templates]
+        self._session.subscribe([(name, qos) for name in self.filters])
 
     @property
     def status(self) -> SourceStatus:
@@ -119,6 +121,15 @@ class MqttDriver:
             if (names := template.match(topic)) is not None:
                 return names
         return None
+
+    @property
+    def session_name(self) -> str:
+        """What the broker's session is known by."""
+        return f"{self._options.broker} {self._options.client_id}"
+
+    def forget(self, filters: list[str]) -> None:
+        """These were asked for in the broker's session by earlier configurations, and are no more."""
+        self._session.unsubscribe(filters)
 
     async def run(self) -> None:
         """The session's own loop: connects for ever."""

@@ -2,7 +2,7 @@
 
     dial ──▶ CONNECT ──▶ CONNACK ──▶ on_connect ──▶ SUBSCRIBE ──▶ on_messages ... ──▶ on_disconnect
       ▲                                                                                    │
-      └─────────────────────── full jitter: random() * min(30 s, 0.5 s * 2^n) ◀────────────┘
+      └─────────────────────── full jitter: random() * min(15 s, 0.5 s * 2^n) ◀────────────┘
 
 What a user may rely on:
 
@@ -51,7 +51,8 @@ from devices.wire.refusals import (
 log = logging.getLogger(__name__)
 
 BACKOFF_BASE_S: Final = 0.5
-BACKOFF_CAP_S: Final = 30.0
+BACKOFF_CAP_S: Final = 15.0
+"""A thousand clients that come back at once are 70 a second then; and who waits for a link waits 7 s on average."""
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """For each of: the name, the connection, the broker's answer to CONNECT."""
@@ -131,6 +132,8 @@ class Session:
         self._on_confirmed = on_confirmed
         self._rand = rand
         self._filters: dict[str, int] = {}
+        self._stale: list[str] = []
+        """Filters that the broker's session may have, and should not."""
         self._asked: dict[int, list[str]] = {}
         """Filters by the id of the SUBSCRIBE that waits for its answer."""
         self._topics: dict[int, str] = {}
@@ -192,12 +195,19 @@ class Session:
             await self._leave()
 
     def subscribe(self, filters: list[tuple[str, int]]) -> None:
-        """Ask for these (filter, QoS 0 or 1): now, at this program's next connect, and whenever the session is lost."""
+        """Ask for these (filter, QoS 0 or 1): now, and at each connect at which the broker may not know it."""
         if any(quality not in (0, 1) for _, quality in filters):
             raise ValueError("subscriptions are made at QoS 0 or 1")
         self._filters.update(filters)
         if self.connected:
             self._send_subscriptions(filters)
+
+    def unsubscribe(self, filters: list[str]) -> None:
+        """Ask for these no more, which an earlier run may have left in the broker's session: at each connect to one.
+
+        New filters go first: what both match is not missed, and may come twice in the moment between.
+        """
+        self._stale = filters
 
     def publish(
         self, topic: str, payload: bytes, *, correlation: bytes | None = None, qos: int = 1, retain: bool = False
@@ -328,9 +338,12 @@ class Session:
         self._schedule_keepalive()
         log.info("connected to %s as %s", self._where, self._options.client_id)
         self._on_connect(flags.session_present)
-        if not flags.session_present or not self._subscribed:
-            # Once in each run of the program even so: its filters may be others than those of its last run.
+        if self._version5 or not flags.session_present or not self._subscribed:
+            # A session that is present may have the filters of an earlier run, or of an old snapshot. With MQTT 3.1.1
+            # it is told once in each run of the program: it would repeat retained messages each time.
             self._send_subscriptions(list(self._filters.items()))
+        if flags.session_present and self._stale:
+            self._client.unsubscribe(self._stale)
 
     def _link_ended(
         self, client: Any, _data: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None

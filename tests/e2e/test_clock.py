@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ class Gateway:
         self.clock = folder / "clock"
         self.listen = f"127.0.0.1:{free_port()}"
         (folder / "plain.toml").write_text(PROFILE)
-        config = folder / "edge.toml"
+        self.config = config = folder / "edge.toml"
         config.write_text(
             f'gateway = "g1"\n[uplink]\nbroker = "{uplink.url}"\n[status]\nlisten = "{self.listen}"\n'
             f'[store]\npath = "{folder}/store/edge.db"\nmax_size = "16 MiB"\n'
@@ -83,6 +84,12 @@ class Gateway:
     def wait_ready(self) -> None:
         self.process.wait_until(lambda: fetch(f"http://{self.listen}/readyz") is not None, LIMIT_S, "ready")
 
+    def reload(self) -> None:
+        """With another configuration, while it runs."""
+        self.config.write_text(self.config.read_text() + '[journal]\nkeep = "2 h"\n')
+        self.process.send(signal.SIGHUP)
+        until(lambda: self.status()["configuration"]["reloads"] == 1, self.process)
+
     def status(self) -> dict[str, Any]:
         page = fetch(f"http://{self.listen}/status")
         return json.loads(page) if page else {}
@@ -107,8 +114,9 @@ def until(condition: Callable[[], bool], process: Process) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("meanwhile", ["killed", "reloaded"])
 def test_a_gateway_that_boots_in_1970_stores_nothing_of_that_year_and_loses_nothing(
-    tmp_path: Path, faketime: str, mosquitto: Callable[..., Broker], spawn: Callable[..., Process]
+    tmp_path: Path, faketime: str, mosquitto: Callable[..., Broker], spawn: Callable[..., Process], meanwhile: str
 ) -> None:
     sensors, uplink = mosquitto(), mosquitto()
     listen = f"127.0.0.1:{free_port()}"
@@ -125,9 +133,12 @@ def test_a_gateway_that_boots_in_1970_stores_nothing_of_that_year_and_loses_noth
     assert not clock["trusted"]
     assert clock["held"] == 20
 
-    gateway.process.kill()
-    gateway.process.start()
-    gateway.wait_ready()
+    if meanwhile == "killed":
+        gateway.process.kill()
+        gateway.process.start()
+        gateway.wait_ready()
+    else:
+        gateway.reload()
     gateway.send(20)
     assert gateway.status()["clock"]["held"] == 40
 

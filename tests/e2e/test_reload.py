@@ -10,6 +10,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,17 @@ class World:
         self.listen = f"127.0.0.1:{free_port()}"
         self.stored = SqliteStored(folder / "points.db", "g1")
         self.edge: Any = None
+        self.ingester: Any = None
 
-    def start_ingester(self) -> None:
+    def start_ingester(self, limits: str = "") -> None:
         listen = f"127.0.0.1:{free_port()}"
         path = self.folder / "cloud.toml"
         path.write_text(
             f'[broker]\nurl = "{self.uplink.url}"\n[sink]\nurl = "sqlite://{self.folder}/points.db"\n'
-            f'[metrics]\nlisten = "{listen}"\n'
+            f'[metrics]\nlisten = "{listen}"\n[limits]\n{limits}\n'
         )
-        process = self.spawn([program("forebay-cloud"), "run", str(path)])
-        process.wait_until(lambda: fetch(f"http://{listen}/healthz") is not None, LIMIT_S, "ready")
+        self.ingester = self.spawn([program("forebay-cloud"), "run", str(path)])
+        self.ingester.wait_until(lambda: fetch(f"http://{listen}/healthz") is not None, LIMIT_S, "ready")
 
     def configure(self, sources: str, *, window: str = "1 s", more: str = "", gateway: str = "g1") -> None:
         (self.folder / "numbers.toml").write_text(PROFILE % window)
@@ -163,11 +165,17 @@ listen = "{self.listen}"
     def serial(self, port: str) -> str:
         return f'[source.pump]\ndriver = "serial"\nport = "{port}"\nbaud_rate = 115200\nprofile = "numbers.toml"\n'
 
-    def mqtt(self, ahead: int = 8192) -> str:
+    def mqtt(self, ahead: int = 8192, topic: str = "plant/{device}") -> str:
         return (
-            f'[source.plant]\ndriver = "mqtt"\nbroker = "{self.sensors.url}"\ntopics = ["plant/{{device}}"]\n'
+            f'[source.plant]\ndriver = "mqtt"\nbroker = "{self.sensors.url}"\ntopics = ["{topic}"]\n'
             f'receive_maximum = {ahead}\nprofile = "numbers.toml"\n'
         )
+
+    def is_open(self) -> bool:
+        return bool(self.status()["sources"]["plant"]["state"] == "open")
+
+    def publish(self, topic: str, payload: str) -> None:
+        publish.single(topic, payload, qos=1, hostname=self.sensors.host, port=self.sensors.port)
 
     def counts(self) -> dict[str, int]:
         """Samples in the sink, by device."""
@@ -224,12 +232,77 @@ def test_a_bad_file_is_refused_with_a_sentence_while_the_old_one_runs_on(world: 
         assert "unknown field `topcs`: edge.toml [source.plant]" in told["refusal"]
         world.configure(world.mqtt(), gateway="g2")
         assert "gateway cannot change while the gateway runs" in world.reload()["configuration"]["refusal"]
+        world.configure(world.mqtt() + '[clock]\ntrust_after = "2020-01-01"\n')
+        assert "clock.trust_after cannot change while the gateway runs" in world.reload()["configuration"]["refusal"]
         taken = world.status()["ledger"]["produced"]
         world.until(lambda: world.status()["ledger"]["produced"] > taken, "running on")
         world.configure(world.mqtt())
         told = world.reload()["configuration"]
-        assert (told["reloads"], told["refused"], told["refusal"]) == (1, 2, "")
+        assert (told["reloads"], told["refused"], told["refusal"]) == (1, 3, "")
     assert "is refused, the old configuration runs on: unknown field `topcs`" in world.edge.output()
+
+
+def test_a_reload_while_the_cloud_is_away_neither_loses_nor_doubles_the_backlog(world: World) -> None:
+    world.start_ingester()
+    with mqtt_device(world.sensors) as fan:
+        world.configure(world.mqtt())
+        world.start_edge()
+        fan.start()
+        world.until(lambda: sum(world.counts().values()) > 0, "storing")
+        world.uplink.kill()
+        for window, more in (("2 s", ""), ("1 s", 'max_rate = "64 KiB/s"')):
+            wanted = world.status()["ledger"]["produced"] + 1500
+            world.until(partial(lambda n: world.status()["ledger"]["produced"] >= n, wanted), "a backlog")
+            before = world.status()
+            world.configure(world.mqtt(), window=window, more=more)
+            after = world.reload()
+            assert after["configuration"]["refused"] == 0
+            assert not after["link"]["connected"]
+            assert after["store"]["outbox_frames"] > before["store"]["outbox_frames"]
+            assert after["uptime_s"] > before["uptime_s"]
+    world.uplink.start()
+    world.until(lambda: world.status()["ledger"]["produced"] == fan.sent, "all taken")
+    world.until(lambda: world.counts() == {"fan": fan.sent}, f"{fan.sent} stored")
+    world.until(lambda: world.status()["ledger"]["stored"] == fan.sent, "receipted")
+    ledger = world.status()["ledger"]
+    assert (ledger["rejected"], ledger["dropped"], ledger["imbalance"]) == ({}, {}, 0), world.edge.output()
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_topics_that_a_new_configuration_leaves_out_bring_nothing_more(world: World, protocol: str) -> None:
+    """Over a kill and over a reload: the broker's session remembers what it was asked for before."""
+    told = f'protocol = "{protocol}"\n'
+    numbers = iter(range(1000, 2000))
+
+    def bring(*topics: str) -> int:
+        """How many samples so many messages have led to; the last one is read in any case."""
+        before = int(world.status()["sources"]["plant"]["messages"])
+        for topic in topics:
+            number = next(numbers)
+            world.publish(topic, json.dumps({"n": number, "t": number}))
+        world.until(lambda: world.is_open() and world.status()["sources"]["plant"]["messages"] > before, "read")
+        time.sleep(0.3)  # a second copy would come behind it
+        return int(world.status()["sources"]["plant"]["messages"]) - before
+
+    world.configure(world.mqtt(topic="plant/{device}") + told)
+    world.start_edge()
+    world.until(world.is_open, "open")
+    assert bring("plant/a") == 1
+    world.edge.kill()
+    world.configure(world.mqtt(topic="+/{device}") + told)
+    world.start_edge()
+    world.until(world.is_open, "open")
+    assert bring("plant/a") == 1
+    assert bring("other/a") == 1
+    world.configure(world.mqtt(topic="other/{device}") + told)
+    assert world.reload()["configuration"]["reloads"] == 1
+    world.until(world.is_open, "open")
+    assert bring("plant/a", "else/a", "other/b") == 1
+    world.edge.kill()
+    world.configure(world.mqtt(topic="plant/{device}") + told)
+    world.start_edge()
+    world.until(world.is_open, "open")
+    assert bring("other/b", "plant/b") == 1
 
 
 def test_sigterm_sends_what_is_there_and_ends_with_zero(world: World) -> None:
@@ -275,9 +348,11 @@ def test_a_dead_letter_is_replayed_once_the_profile_can_read_it(
         out, error = capsys.readouterr()
         return f"{code} {out}{error}"
 
-    world.until(lambda: world.status()["sources"]["plant"]["state"] == "open", "open")
-    publish.single("plant/fan", b'{"n": 1, "t": "yesterday"}', qos=1, hostname="127.0.0.1", port=world.sensors.port)
+    world.until(world.is_open, "open")
+    world.publish("plant/fan", '{"n": 1, "t": "yesterday"}')
     world.until(lambda: "malformed" in said("list"), "listing it")
+    assert world.status()["dead_letters"] == {"kept": 1, "bytes": 26, "gone": 0}
+    assert "\nforebay_dead_letters 1\n" in (fetch(f"http://{world.listen}/metrics") or b"").decode()
     assert "plant/fan" in said("show", "1")
     assert '{"n": 1, "t": "yesterday"}' in said("show", "1")
     assert said("replay", "1").startswith("2 ")
@@ -288,5 +363,45 @@ def test_a_dead_letter_is_replayed_once_the_profile_can_read_it(
     assert world.reload()["configuration"]["reloads"] == 1
     assert said("replay", "1") == "0 replayed\n"
     world.until(lambda: said("list") == "0 no dead letters\n", "gone")
+    assert world.status()["dead_letters"] == {"kept": 0, "bytes": 0, "gone": 0}
     ledger = world.status()["ledger"]
     assert (ledger["produced"], ledger["rejected"], ledger["imbalance"]) == (3, {"malformed": 1}, 0)
+
+
+def test_frames_that_the_cloud_refused_are_replayed_once_it_takes_them(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.start_ingester('body_size = "1 B"')
+    world.configure(world.mqtt())
+    world.start_edge()
+    config = str(world.folder / "edge.toml")
+    world.until(world.is_open, "open")
+    begun_ms = time.time_ns() // 1_000_000
+    for n in range(20):
+        message = json.dumps({"n": n, "t": begun_ms + n})
+        world.publish("plant/fan", message)
+        world.publish("plant/pump", message)
+    world.until(lambda: world.status()["ledger"]["produced"] == 40, "taken")
+    world.until(lambda: world.status()["ledger"]["waiting"] == 0, "receipted")
+    world.until(lambda: world.status()["store"]["outbox_frames"] == 0, "committed")
+    ledger = world.status()["ledger"]
+    assert (ledger["rejected"], ledger["stored"], ledger["imbalance"]) == ({"refused": 40}, 0, 0)
+    world.ingester.kill()
+
+    main(["deadletters", config, "list", "--json"])
+    letters = json.loads(capsys.readouterr().out)
+    assert {(letter["source"], letter["reason"]) for letter in letters} == {("uplink", "refused")}
+    assert world.status()["dead_letters"]["bytes"] == sum(letter["bytes"] for letter in letters)
+    for letter in letters:
+        main(["deadletters", config, "show", str(letter["id"])])
+    assert "'fan'" in capsys.readouterr().out
+
+    world.start_ingester()
+    for letter in letters:
+        assert main(["deadletters", config, "replay", str(letter["id"])]) == 0
+    world.until(lambda: world.counts() == {"fan": 20, "pump": 20}, "stored")
+    world.until(lambda: world.status()["store"]["outbox_frames"] == 0, "receipted")
+    assert world.status()["dead_letters"] == {"kept": 0, "bytes": 0, "gone": 0}
+    after = world.status()["ledger"]
+    assert (after["produced"], after["rejected"], after["imbalance"]) == (40, ledger["rejected"], 0)
+    assert main(["deadletters", config, "replay", str(letters[0]["id"])]) == 2

@@ -18,7 +18,7 @@ from paho.mqtt import publish
 from devices.model import Lane
 from devices.wire.topics import digest
 from edge.custody import Commit, Custody, OutboxRow
-from edge.store import ASIDE, PAGE_BYTES, Store
+from edge.store import ASIDE, PAGE_BYTES, SALVAGED, Store
 from simulators.parts import fetch, program
 from simulators.processes import Process
 from simulators.servers import Broker, free_port
@@ -204,7 +204,7 @@ def test_a_file_found_damaged_while_it_is_in_use_is_set_aside_and_the_same_proce
 
 
 def _aside(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"*{ASIDE}*") if not path.name.endswith(("-wal", "-shm"))]
+    return [path for path in folder.glob(f"*{ASIDE}*") if not path.name.endswith(("-wal", "-shm", SALVAGED))]
 
 
 def _store_with_a_destroyed_frame(path: Path, frames: dict[int, bytes]) -> set[int]:

@@ -128,7 +128,7 @@ def test_a_wrong_configuration_is_one_line_with_the_path_of_the_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path, '[source.plant]\ndriver = "mqtt"\ntopcs = ["x"]\nprofile = "json-value"')
-    for command in (["check", config], ["run", config], ["status", config], ["watch", config, "plant"]):
+    for command in (["check", config], ["run", config]):
         assert main(command) == 2
         said = capsys.readouterr()
         assert said.out == ""

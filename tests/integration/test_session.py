@@ -190,6 +190,61 @@ def test_every_acknowledgement_is_confirmed_however_fast_they_come(mosquitto: Mo
     asyncio.run(story())
 
 
+def test_filters_of_an_earlier_run_are_taken_back_and_what_waited_for_both_is_kept(mosquitto: Mosquitto) -> None:
+    async def story() -> None:
+        broker = mosquitto()
+        first = Peer(broker.url, "reader")
+        first.session.subscribe([("a/+", 1), ("b", 1)])
+        writer = Peer(broker.url, "writer")
+        async with writer.running() as session:
+            async with first.running():
+                await until(lambda: first.session.connected)
+                await asyncio.sleep(0.1)
+            await publish(session, "a/1", b"waited")
+            second = Peer(broker.url, "reader")
+            second.session.subscribe([("a/#", 1)])
+            second.session.unsubscribe(["a/+", "b"])
+            async with second.running():
+                await until(lambda: second.payloads == [b"waited"])
+                await asyncio.sleep(0.1)
+                for topic in ("b", "a/1", "a/1/x"):
+                    await publish(session, topic, topic.encode())
+                await until(lambda: b"a/1/x" in second.payloads)
+                assert second.payloads == [b"waited", b"a/1", b"a/1/x"]
+            assert second.connects == [True]
+
+    asyncio.run(story())
+
+
+def test_a_broker_that_comes_back_with_an_old_snapshot_is_told_the_filters_of_now(mosquitto: Mosquitto) -> None:
+    async def story() -> None:
+        broker = mosquitto(persistence=True)
+        first = Peer(broker.url, "reader")
+        first.session.subscribe([("old", 1)])
+        async with first.running():
+            await asyncio.sleep(0.1)
+        broker.stop()  # this is the snapshot: it saves another only when it is stopped in order
+        broker.start()
+        reader = Peer(broker.url, "reader")
+        reader.session.subscribe([("new", 1)])
+        reader.session.unsubscribe(["old"])
+        async with reader.running() as session:
+            await publish(session, "new", b"1")
+            await until(lambda: reader.payloads == [b"1"])
+            broker.kill()
+            await until(lambda: not session.connected)
+            broker.start()
+            await until(lambda: session.connected)
+            await asyncio.sleep(0.1)
+            await publish(session, "old", b"2")
+            await publish(session, "new", b"3")
+            await until(lambda: b"3" in reader.payloads)
+        assert reader.payloads == [b"1", b"3"]
+        assert reader.connects == [True, True]
+
+    asyncio.run(story())
+
+
 def test_a_broker_that_comes_back_empty_is_subscribed_again(mosquitto: Mosquitto) -> None:
     async def story() -> None:
         broker = mosquitto()

@@ -97,6 +97,70 @@ def test_what_is_not_a_get_request_is_refused() -> None:
     serve(test)
 
 
+class OneLetter:
+    """Dead letter 17, which may be replayed once."""
+
+    def __init__(self) -> None:
+        self.replayed = 0
+
+    async def list(self) -> list[dict[str, Any]]:
+        return [{"id": 17}]
+
+    async def show(self, letter_id: int) -> dict[str, Any] | None:
+        return {"id": 17, "text": "x"} if letter_id == 17 else None
+
+    async def replay(self, letter_id: int) -> str | None:
+        if letter_id != 17:
+            return None
+        self.replayed += 1
+        return "" if self.replayed == 1 else "it is being replayed already"
+
+
+def test_a_dead_letter_is_replayed_for_who_asks_rightly_and_for_nobody_else() -> None:
+    letters = OneLetter()
+
+    async def post(port: int, path: str, *headers: str) -> tuple[int, bytes]:
+        return await ask(port, "\r\n".join([f"POST {path} HTTP/1.1", *headers, "", ""]).encode())
+
+    async def run() -> None:
+        server = StatusServer(views())
+        port = await server.open("127.0.0.1", 0)
+        assert (await get(port, "/deadletters"))[0] == 404
+        server.letters = letters
+        assert json.loads((await get(port, "/deadletters"))[1]) == [{"id": 17}]
+        assert (await get(port, "/deadletters/17"))[0] == 200
+        for path in ("/deadletters/18/replay", "/deadletters/x/replay", "/deadletters/17/replay/now"):
+            assert (await post(port, path))[0] == 404
+        assert (await get(port, "/deadletters/18"))[0] == 404
+        assert (await get(port, "/deadletters/17/replay"))[0] == 405
+        assert (await post(port, "/deadletters/17"))[0] == 405
+        for origin in ("Origin: http://127.0.0.1", "ORIGIN:null", "origin : http://evil.example"):
+            code, why = await post(port, "/deadletters/17/replay", "Host: x", origin)
+            assert (code, b"no web page" in why) == (403, True)
+        assert letters.replayed == 0
+        assert await post(port, "/deadletters/17/replay", "Host: x") == (200, b"replayed\n")
+        assert await post(port, "/deadletters/17/replay") == (409, b"it is being replayed already\n")
+        await server.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        (("127.0.0.1", 1), True),
+        (("127.8.0.1", 1), True),
+        (("::1", 1, 0, 0), True),
+        (("10.0.0.7", 1), False),
+        (("fe80::1%eth0", 1, 0, 3), False),
+        (("::ffff:10.0.0.7", 1, 0, 0), False),
+        (None, False),
+    ],
+)
+def test_only_the_gateways_own_machine_is_local(peer: tuple[Any, ...] | None, expected: bool) -> None:
+    assert status.is_local(peer) is expected
+
+
 def test_a_client_that_says_nothing_is_let_go_and_too_many_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "REQUEST_S", 0.2)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.model import REJECT_REASONS, SECOND_NS, Bytes, Floats, Int64s, Quality, SampleBatch, SeriesSpec
@@ -142,7 +142,133 @@ def test_a_replay_of_the_journal_restores_the_state(stream: list[tuple[int, int,
     replayed.replay(
         SampleBatch(series, np.array(times, np.int64), np.zeros(n), np.zeros(n, np.uint8)), np.array(verdicts, np.uint8)
     )
-    assert replayed.snapshot()["last_ns"].tolist() == lived.snapshot()["last_ns"].tolist()
+    assert told(replayed) == told(lived)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The clock is set back to `now_ns`, and what was held goes on after `until_ns`."""
+
+    now_ns: int
+    until_ns: int
+
+
+STEPS_NS = (0, 1, SECOND_NS, 90 * SECOND_NS, 3600 * SECOND_NS, 3 * 86_400 * SECOND_NS, 9 * 365 * 86_400 * SECOND_NS)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[tuple[Step | None, int, list[tuple[int, int, float, int]]]]:
+    """(set back, clock, samples as above), under a clock that is wrong by much, to and fro; many are sent again."""
+    eras: list[tuple[Step | None, int, list[tuple[int, int, float, int]]]] = []
+    sent: list[tuple[int, int, float]] = []
+    true_ns, wrong_ns = BIRTH_NS, 0
+    for _ in range(draw(st.integers(1, 8))):
+        before_ns, wrong_ns = wrong_ns, draw(st.sampled_from([1, -1])) * draw(st.sampled_from(STEPS_NS))
+        now_ns = true_ns + wrong_ns
+        until_ns = now_ns - draw(st.sampled_from([1, SECOND_NS, 600 * SECOND_NS]))
+        samples: list[tuple[int, int, float, int]] = []
+        for _ in range(draw(st.integers(0, 8))):
+            true_ns += SECOND_NS // 2
+            series, value = draw(st.sampled_from([0, 1, 3])), float(draw(st.integers(0, 1)))
+            wrongly_ns = true_ns + wrong_ns
+            time_ns = draw(st.sampled_from([0, wrongly_ns, true_ns, true_ns - 20 * SECOND_NS, now_ns - SECOND_NS]))
+            again = draw(st.booleans())
+            if sent and again:
+                series, time_ns, value = draw(st.sampled_from(sent))
+            elif time_ns:
+                sent.append((series, time_ns, value))
+            samples.append((series, time_ns, value, wrongly_ns + len(sent)))
+        eras.append((Step(now_ns, until_ns) if wrong_ns < before_ns else None, now_ns, samples))
+    return eras
+
+
+class Trimmed(Past):
+    """A journal that has forgotten all up to a time."""
+
+    def __init__(self, floor_ns: int) -> None:
+        super().__init__()
+        self.floor_ns = floor_ns
+
+    def __call__(self, series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
+        return super().__call__(series, max(lo_ns, self.floor_ns + 1), hi_ns)
+
+
+def live_through(
+    eras: list[tuple[Step | None, int, list[tuple[int, int, float, int]]]], floor_ns: int, pieces: int, restart: bool
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, float]], Admission, Admission]:
+    """(series, time sent, verdict) and (series, time, value) of all samples, the state, and that of a replay."""
+    past = Trimmed(floor_ns)
+    admission, replayed = new_admission(past), new_admission(past)
+    verdicts: list[tuple[int, int, int]] = []
+    finals: list[tuple[int, int, float]] = []
+    for step, now_ns, samples in eras:
+        if step is not None:
+            admission.step_back(step.now_ns, step.until_ns)
+            replayed.step_back(step.now_ns, step.until_ns)
+        for start in range(0, len(samples), pieces):
+            piece = samples[start : start + pieces]
+            series, times, values, arrived = (np.array(column) for column in zip(*piece, strict=True))
+            batch = SampleBatch(series.astype(np.int32), times.copy(), values, np.zeros(len(piece), np.uint8))
+            verdict = admission.admit(batch, arrived, now_ns, journal_floor_ns=floor_ns)
+            past.add(batch, np.where(verdict == BEHIND_JOURNAL, 0, verdict).astype(np.uint8))
+            verdicts += zip(series.tolist(), times.tolist(), verdict.tolist(), strict=True)
+            finals += zip(series.tolist(), batch.time_ns.tolist(), values.tolist(), strict=True)
+            replayed.replay(batch, verdict)
+            if restart:
+                state, admission = admission.snapshot(), new_admission(past)
+                admission.restore(state)
+    return verdicts, finals, admission, replayed
+
+
+def told(admission: Admission) -> dict[str, object]:
+    return {name: array.tolist() for name, array in admission.snapshot().items()}
+
+
+@settings(max_examples=300)
+@given(
+    eras=lives(),
+    pieces=st.integers(1, 5),
+    restart=st.booleans(),
+    floor_ns=st.sampled_from([NEVER_NS, BIRTH_NS + 5 * SECOND_NS, BIRTH_NS + 2 * STEPS_NS[-1]]),
+)
+def test_whatever_the_clock_does_a_time_is_accepted_once(
+    eras: list[tuple[Step | None, int, list[tuple[int, int, float, int]]]], pieces: int, restart: bool, floor_ns: int
+) -> None:
+    verdicts, finals, lived, replayed = live_through(eras, floor_ns, pieces, restart)
+    seen: dict[tuple[int, int], float] = {}
+    for (series, sent_ns, verdict), (_, time_ns, value) in zip(verdicts, finals, strict=True):
+        key = series, time_ns
+        if verdict == 0 and sent_ns == time_ns:  # an arrival stamp, or one that is spread, is never a repeat
+            assert key not in seen
+        if verdict in (DUPLICATE, CONFLICT):
+            assert (verdict == DUPLICATE) == (seen[key] == value)
+        elif verdict != FUTURE:
+            seen[key] = value
+    assert told(replayed) == told(lived)
+    whole = live_through(eras, floor_ns, len(verdicts) + 1, restart=False)
+    assert (whole[0], whole[1], told(whole[2])) == (verdicts, finals, told(lived))
+
+
+def test_series_that_a_clock_took_along_for_years_are_not_asked_about_once_it_is_right_again() -> None:
+    """Though the journal has forgotten all of it."""
+    years_ns = 9 * 365 * 86_400 * SECOND_NS
+    admission = new_admission(Past())
+
+    def admit(times_ns: list[int], now_ns: int) -> list[int]:
+        n = len(times_ns)
+        batch = SampleBatch(np.zeros(n, np.int32), np.array(times_ns), np.ones(n), np.zeros(n, np.uint8))
+        floor_ns = BIRTH_NS + years_ns + 9 * SECOND_NS
+        return list(admission.admit(batch, np.full(n, now_ns), now_ns, journal_floor_ns=floor_ns))
+
+    admit([BIRTH_NS], BIRTH_NS)
+    ahead_ns = [BIRTH_NS + years_ns + number * SECOND_NS for number in range(10)]
+    admit(ahead_ns, ahead_ns[-1])
+    now_ns = BIRTH_NS + 20 * SECOND_NS
+    admission.step_back(now_ns, now_ns - 1)
+    assert admit([now_ns, now_ns + SECOND_NS, now_ns - SECOND_NS], now_ns) == [0, 0, BEHIND_JOURNAL]
+    assert admit(ahead_ns, ahead_ns[-1]) == [BEHIND_JOURNAL] * 10
+    assert admit([ahead_ns[-1] + 1], ahead_ns[-1]) == [0]
+    assert admission.snapshot()["spans"].tolist() == []
 
 
 def test_equal_coarse_stamps_are_spread_and_say_so() -> None:
@@ -180,9 +306,10 @@ def test_two_old_samples_far_apart_do_not_ask_for_all_that_lies_between() -> Non
 
     admission = Admission(history)
     admission.add_series(0, SeriesSpec("d", "c", "q", "u"))
-    times = np.array([BIRTH_NS, 1, 2, BIRTH_NS - 1], np.int64)
-    batch = SampleBatch(np.zeros(4, np.int32), times, np.ones(4), np.zeros(4, np.uint8))
-    admission.admit(batch, np.full(4, BIRTH_NS), BIRTH_NS)
+    for times_ns in ([BIRTH_NS], [1, 2, BIRTH_NS - 1]):
+        n = len(times_ns)
+        batch = SampleBatch(np.zeros(n, np.int32), np.array(times_ns), np.ones(n), np.zeros(n, np.uint8))
+        admission.admit(batch, np.full(n, BIRTH_NS), BIRTH_NS)
     assert asked == [(1, 2), (BIRTH_NS - 1, BIRTH_NS - 1)]
 
 

@@ -22,6 +22,8 @@ from devices.wire.receipt import Receipt, Rejected, encode_receipt
 from devices.wire.receive import Inbound
 from devices.wire.topics import parse_correlation
 from edge import pump as pump_module
+from edge import room as room_module
+from edge.budget import Stage
 from edge.clock import Clock
 from edge.custody import Commit, Committed
 from edge.intake import Drained
@@ -402,6 +404,56 @@ def test_receipts_that_come_while_the_store_is_full_make_the_room(tell: Callable
     gateway.balance()
 
 
+def test_what_is_merged_to_spare_the_month_is_never_out_of_a_full_store(
+    tell: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy `block`: frames that were merged leave with the commit that brings what they became, and not before."""
+    rng = np.random.default_rng(1)
+
+    async def story(gateway: Gateway) -> None:
+        series(gateway, 3)
+        for second in range(12):
+            gateway.now_ns = T0_NS + second * SECOND_NS
+            gateway.feed.put(batch(3, [gateway.now_ns], rng))
+            await until(lambda: sum(r.leaf == "data" for r in gateway.uplink.outbox.held()) >= second)  # noqa: B023
+        monkeypatch.setattr(room_module, "RESERVE", 1.0)  # full from here on
+        gateway.uplink.stage, gateway.link.silent = Stage.SAVING, True
+        gateway.connect()
+        before = len(gateway.uplink.outbox.staying())
+        await until(lambda: len(gateway.uplink.outbox.staying()) < before)
+        await asyncio.sleep(0.1)
+        gateway.balance()
+
+    tell(story, when_full="block", crash=True)
+    monkeypatch.setattr(room_module, "RESERVE", 1 / 32)
+
+    async def look(gateway: Gateway) -> None:
+        gateway.balance()
+        assert gateway.totals() == {"produced": 36, "stored": 0, "waiting": 36, "rejected": 0, "dropped": 0}
+
+    tell(look, when_full="block", crash=True)
+
+
+def test_a_full_store_with_nothing_to_send_goes_on_once_a_snapshot_has_given_its_room_back(
+    tell: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy `block`: no receipt will come that would tell how much room there is by now."""
+    rng = np.random.default_rng(1)
+
+    async def story(gateway: Gateway) -> None:
+        series(gateway, 3)
+        gateway.connect()
+        gateway.feed.put(batch(3, [T0_NS], rng))
+        await until(lambda: gateway.feed.acknowledged == 1 and not len(gateway.uplink.outbox))
+        usage = gateway.pump.committed.usage  # as it was told while a snapshot stood beside the one before it
+        gateway.pump.committed = gateway.pump.committed._replace(usage=usage._replace(used_bytes=usage.limit_bytes))
+        gateway.feed.put(batch(3, [T0_NS + 1], rng))
+        await until(lambda: gateway.feed.acknowledged == 2)
+        gateway.balance()
+
+    tell(story, when_full="block", stop_within_s=0.1)
+
+
 def test_a_failure_that_nobody_expected_ends_the_pump_and_is_not_swallowed(tell: Callable[..., Gateway]) -> None:
     async def story(gateway: Gateway) -> None:
         async def broken(_commit: Commit) -> Committed:
@@ -521,7 +573,6 @@ def test_frames_dropped_after_they_were_published_are_unconfirmed_until_their_re
         gateway.link.heard = late.append
         gateway.connect()
         series(gateway, 250)
-        unconfirmed = DROP_POLICIES.index("unconfirmed")
         while sum(given_up(gateway, correlation) for correlation in late) < 2:
             start_ns, gateway.now_ns = gateway.now_ns, gateway.now_ns + 8 * WINDOW_NS
             before = gateway.feed.acknowledged

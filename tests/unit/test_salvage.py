@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,13 @@ def path(tmp_path: Path, frames: dict[int, bytes]) -> Path:
     return path
 
 
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is set aside in a second of its own, so that their names say which is newer."""
+    seconds, real = count(), time.gmtime
+    monkeypatch.setattr(time, "gmtime", lambda: real(next(seconds)))
+
+
 def sent(recovered: Recovered) -> dict[bytes, Lane]:
     store = recovered.store
     found = store.frames([row.seq for row in recovered.outbox])
@@ -73,7 +82,7 @@ def test_all_frames_of_a_file_found_damaged_while_it_was_in_use_are_taken_over(
         if seq not in (7, 8, 9)
     }
     assert sent(recovered) == expected
-    assert recovered.store.to_salvage() is None
+    assert recovered.store.to_salvage() == []
     assert recovered.store.born_ns
     recovered.store.close()
     assert aside.exists()
@@ -136,7 +145,7 @@ def test_a_file_that_is_no_database_costs_no_start_and_is_tried_once(path: Path)
     path.write_bytes(b"no database" * 1000)
     recovered = recover(path, 8 * MIB, no_history)
     assert recovered.outbox == []
-    assert recovered.store.to_salvage() is None
+    assert recovered.store.to_salvage() == []
     recovered.store.close()
 
 
@@ -147,7 +156,37 @@ def test_a_newer_programs_file_is_left_to_it(path: Path) -> None:
     recovered = recover(path, 8 * MIB, no_history)
     assert recovered.store.set_aside
     assert recovered.outbox == []
+    assert [str(aside) for aside in recovered.store.to_salvage()] == [recovered.store.set_aside]
     recovered.store.close()
+
+
+def test_a_disk_that_damages_file_after_file_leaves_the_newest_three_and_each_frame(
+    path: Path, in_order: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = []
+    for _ in range(6):
+        made.append(set_aside(path, "found damaged"))
+        recovered = recover(path, 8 * MIB, no_history)
+        assert len(recovered.outbox) == FRAMES - 3
+        recovered.store.close()
+    assert [aside.exists() for aside in made] == [False] * 3 + [True] * 3
+    assert not [each for aside in made[:3] for each in path.parent.glob(f"{aside.name}*")]
+    assert caplog.text.count("is removed: its frames were taken over") == 3
+
+
+def test_a_file_whose_frames_were_not_taken_over_is_never_removed(path: Path, in_order: None) -> None:
+    """Those whose salvage never began: each was set aside before the one after it was opened."""
+    full = [set_aside(path, "found damaged")]
+    for _ in range(5):
+        Store.open(path, 8 * MIB).close()
+        full.append(set_aside(path, "found damaged"))
+    assert all(aside.exists() for aside in full)
+    recovered = recover(path, 8 * MIB, no_history)
+    assert len(recovered.outbox) == FRAMES - 3
+    assert recovered.store.to_salvage() == []
+    recovered.store.close()
+    set_aside(path, "found damaged")
+    assert sum(aside.exists() for aside in full) == 2
 
 
 def test_damage_that_a_commit_meets_is_told_from_a_disk_that_fails(path: Path) -> None:

@@ -72,7 +72,9 @@ def test_a_released_store_opens_with_its_outbox_and_the_state_of_all_operators(
     path, expected = vector
     recovered = recover(path, 8 * MIB, no_history)
     assert recovered.store.set_aside == ""
-    assert summary_of(recovered) == expected
+    summary = summary_of(recovered)
+    state = {name: value for name, value in summary["state"].items() if name in expected["state"]}
+    assert summary | {"state": state} == expected  # what later versions know besides is not in it
     recovered.store.close()
 
 

@@ -57,7 +57,7 @@ def test_bench_without_a_name_lists_what_there_is() -> None:
     code, said = task("bench")
     assert code == 2
     assert "edge" in said.split()
-    assert "harness" not in said.split()
+    assert {"harness", "outage", "gateways"}.isdisjoint(said.split())
 
 
 def test_an_unknown_benchmark_is_refused() -> None:

@@ -6,7 +6,6 @@ the clock.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -113,7 +112,7 @@ class EdgeLife(Life):
         settings: Settings,
         *,
         rng: Random,
-        now_ns: Callable[[], int],
+        clock: Clock,
         sensors: Broker,
         uplink: Broker,
         witness: Witness,
@@ -124,7 +123,6 @@ class EdgeLife(Life):
         self.store, self.operators = recovered.store, recovered.operators
         limits, usage = self.store.send_limits(), self.store.usage()
         witness.opened(self.store.epoch, self.operators, recovered.outbox, limits, usage)
-        clock = Clock(now_ns, lambda: round(asyncio.get_running_loop().time() * 1e9))
         clock.resume(self.operators.last_tick_ns)
         disk = cast(Store, Disk(self.store, witness, trouble))
         executor: Any = Thread(self.step, lambda: rng.choice((0.001, 0.001, 0.01, 0.3)))

@@ -52,7 +52,7 @@ class Witness:
         self.twice: set[tuple[str, float]] = set()
         """(topic, value) on arrival, of what the sensors' broker may have sent twice without a mark."""
         self.disks = 0
-        self.commits = self.frames = self.receipts = 0
+        self.commits = self.frames = self.receipts = self.held = 0
         self._record = record
         self._database = database
         self._fail = fail
@@ -168,6 +168,7 @@ class Witness:
         if not was_sent:
             self._fail(f"{topic} at {time_ns} is {value}, and was never sent so")
         if verdict == HELD:
+            self.held += 1
             self._held.add(known)  # its time is an estimate, and it is in no window: it comes again as RELEASED
         elif verdict in (ACCEPTED, RELEASED):
             accepted = self.accepted.setdefault(topic, {})

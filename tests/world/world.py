@@ -23,8 +23,10 @@ from unittest import mock
 import structlog
 
 from devices.errors import StoreError
+from devices.model import SECOND_NS
 from edge import pump as pump_module
 from edge import store as store_module
+from edge.clock import Clock
 from simulators.virtual import Stalled, VirtualLoop
 from tests.world import account
 from tests.world.broker import Broker, Unwell
@@ -42,9 +44,10 @@ LOOK_S = 30.0
 ACTS_TO_CRASH = 30
 """On average, from the moment a crash is decided on: so it comes before or after any act."""
 CRASHES_AGAIN = 0.25
-BEHIND_S = 540.0
-"""The gateway's clock is behind by less than a leap (edge/clock.py): once one that is behind by more is believed,
-samples that bear their own right times are not recognised when they come again (docs/reliability.md)."""
+MACHINE_STARTS = 0.3
+"""Of the starts of the edge, in climates where the clock is wrong after one of the machine."""
+UNSET_S = 1200.0
+BOOTED_NS = 60 * SECOND_NS
 
 
 class Violation(AssertionError):
@@ -110,6 +113,11 @@ class World:
         self.ingesters: dict[int, IngesterLife] = {}
         self._offset_ns = self._most_offset_ns = 0
         """Of the gateway's clock."""
+        self._starts = 0
+        """Of the gateway's machine."""
+        self._is_set = True
+        """The gateway's clock, since the machine's last start."""
+        self._ended_ns = T0_NS
         self._trouble: tuple[str, float] | None = None
         """Of the disk: what it says, and how likely."""
         self._disk_dies = False
@@ -143,6 +151,7 @@ class World:
         witness = self.witness
         counts = self.counts | {
             "messages": self.sensors.messages,
+            "held": witness.held,
             "commits": witness.commits,
             "frames": witness.frames,
             "receipts": witness.receipts,
@@ -246,13 +255,14 @@ class World:
                 self._path,
                 self.climate.settings,
                 rng=self._edge_rng,
-                now_ns=self._edge_ns,
+                clock=self._clock_of_a_start(),
                 sensors=self.sensors_broker,
                 uplink=self.uplink_broker,
                 witness=self.witness,
                 trouble=self._disk_trouble,
             )
             how = await life.ended
+            self._ended_ns = self._edge_ns()
             self.counts["edge crashes" if how == "crash" else "edge stops"] += 1
             await life.bury()
             self.edge = None
@@ -262,6 +272,32 @@ class World:
                 damage(self._path)
                 self.witness.disk_is_lost()
             await asyncio.sleep(self._rng.choice((0.1, 5.0, 600.0)) * self._rng.random())
+
+    def _clock_of_a_start(self) -> Clock:
+        """Of the process, which starts now, and sometimes the machine with it."""
+        climate = self.climate
+        if climate.boots and not self._is_calm and self._rng.random() < MACHINE_STARTS:
+            self._starts += 1
+            self._is_set = False
+            shown_ns = self._ended_ns if climate.boots == "stop" else BOOTED_NS
+            self._offset_ns = shown_ns - self._true_ns()
+            self.note("clock", f"is {self._offset_ns / 1e9:.3f} s ahead after a start of the machine")
+            self._last_for(self._set_clock(self._starts))
+        is_synchronised = bool(climate.boots) and climate.is_synchronised
+        return Clock(
+            self._edge_ns,
+            lambda: round(self._loop.time() * 1e9),
+            synchronised=lambda: is_synchronised and self._is_set,
+            boot=str(self._starts),
+            trust_after_ns=None if is_synchronised else 0,
+            not_before_ns=T0_NS if climate.boots else 0,
+        )
+
+    async def _set_clock(self, start: int) -> None:
+        await self._for_a_while(UNSET_S)
+        if self._starts == start and not self._is_calm:
+            self._is_set, self._offset_ns = True, 0
+            self.note("clock", "is set")
 
     async def _keep_ingester(self, number: int) -> None:
         name = f"ingester {number}"
@@ -308,7 +344,7 @@ class World:
             broker.unwell = Unwell()
         self.database.up, self.database.moods = True, Moods()
         self._trouble = None
-        self._offset_ns = self._most_offset_ns
+        self._is_set, self._offset_ns = True, self._most_offset_ns
         self.sensors.send(self._loop.time())
 
     async def _drain(self) -> None:
@@ -410,8 +446,7 @@ class World:
         self._trouble = None
 
     async def _clock(self) -> None:
-        behind_s = min(self.climate.clock_s, BEHIND_S)
-        self._offset_ns = int(self._rng.uniform(-behind_s, self.climate.clock_s) * 1e9)
+        self._offset_ns = int(self._rng.uniform(-1.0, 1.0) * self.climate.clock_s * 1e9)
         self._most_offset_ns = max(self._most_offset_ns, self._offset_ns)
         self.note("clock", f"is {self._offset_ns / 1e9:.3f} s ahead")
         await self._for_a_while(600.0)
