@@ -46,12 +46,12 @@ def test_nothing_goes_below_nine_tenths() -> None:
 
 
 def test_the_journal_goes_first_and_only_as_much_as_must() -> None:
-    assert planned(910, journal=50, outbox=[row(1)]) == Plan(trim_journal_to=6, trim_journal_ns=600, trim_bytes=300)
+    assert planned(910, journal=50, outbox=[row(1)]) == Plan(trim_journal_to=6, trim_journal_ns=600, trim_bytes=60)
 
 
 def test_the_journal_is_kept_within_its_own_limit_whatever_room_there_is() -> None:
-    assert planned(500, journal=50, keep=450) == Plan(trim_journal_to=8, trim_journal_ns=800, trim_bytes=400)
-    assert planned(500, journal=50, keep_ns=9000) == Plan(trim_journal_to=9, trim_journal_ns=900, trim_bytes=450)
+    assert planned(500, journal=50, keep=450) == Plan(trim_journal_to=8, trim_journal_ns=800, trim_bytes=80)
+    assert planned(500, journal=50, keep_ns=9000) == Plan(trim_journal_to=9, trim_journal_ns=900, trim_bytes=90)
 
 
 def test_the_journal_is_trimmed_in_steps_not_with_every_commit() -> None:
@@ -64,7 +64,7 @@ def test_the_journal_is_trimmed_in_steps_not_with_every_commit() -> None:
 
 def test_the_journal_is_never_trimmed_past_the_last_snapshot() -> None:
     result = planned(950, journal=50, snapshot_block=3, outbox=[row(1)])
-    assert result == Plan(trim_journal_to=3, trim_journal_ns=300, trim_bytes=150, want_snapshot=True)
+    assert result == Plan(trim_journal_to=3, trim_journal_ns=300, trim_bytes=30, want_snapshot=True)
 
 
 def test_where_a_commit_found_no_room_nothing_waits_for_a_snapshot() -> None:
