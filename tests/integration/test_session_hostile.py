@@ -286,8 +286,8 @@ def test_the_waits_between_attempts_double_up_to_their_cap_and_are_drawn_in_full
                 await peer.failed.wait()
         return waits[:9]
 
-    assert asyncio.run(run(lambda: 1.0)) == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
-    assert asyncio.run(run(lambda: 0.25)) == [0.125, 0.25, 0.5, 1, 2, 4, 7.5, 7.5, 7.5]
+    assert asyncio.run(run(lambda: 1.0)) == [0.5, 1, 2, 4, 8, 15, 15, 15, 15]
+    assert asyncio.run(run(lambda: 0.25)) == [0.125, 0.25, 0.5, 1, 2, 3.75, 3.75, 3.75, 3.75]
 
 
 def test_a_link_that_is_refused_at_once_does_not_count_as_good(monkeypatch: pytest.MonkeyPatch) -> None:

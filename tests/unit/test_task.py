@@ -56,8 +56,9 @@ def test_an_unknown_task_is_refused_with_the_help() -> None:
 def test_bench_without_a_name_lists_what_there_is() -> None:
     code, said = task("bench")
     assert code == 2
-    assert "edge" in said.split()
-    assert {"harness", "outage", "gateways"}.isdisjoint(said.split())
+    names = {line.split()[0] for line in said.splitlines() if line.startswith("  ")}
+    assert {"edge", "peers"} <= names
+    assert names.isdisjoint({"harness", "outage", "gateways"})
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
