@@ -203,6 +203,7 @@ class Pump:
         self._last_commit_s = self._next_tick_s = self._sealed_s = loop.time()
         self._snapshot_due_s = loop.time() + SNAPSHOT_S
         self._resume()
+        self._commit_soon = True  # the first shows that the store can be written: then we are ready
         while not self._is_done(loop.time()):
             await self._sleep(loop)
             if self._commit_task is not None and self._commit_task.done():
