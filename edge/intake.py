@@ -184,10 +184,7 @@ class Source:
             if fresh is not None:
                 payloads = [p for p, new in zip(payloads, fresh, strict=True) if new]
                 topics = [t for t, new in zip(topics, fresh, strict=True) if new]
-        rows = self._rows
-        rows.channel.clear()
-        rows.time_ns.clear()
-        rows.value.clear()
+        rows = self._emptied_rows()
         if topics is not None:
             routes = self._decode_topics(topics, payloads, rows, work)
             for topic, beginning, length_bytes in cut_short:
@@ -264,6 +261,14 @@ class Source:
         self._oversize = framer.oversize
         return messages
 
+    def _emptied_rows(self) -> Rows:
+        """The one object that every decoding fills."""
+        rows = self._rows
+        rows.channel.clear()
+        rows.time_ns.clear()
+        rows.value.clear()
+        return rows
+
     def may_keep_letter(self, reason: str, now_ns: int) -> bool:
         """Whether this is one of the first with this reason in this minute."""
         minute = now_ns // (60 * SECOND_NS)
@@ -284,10 +289,7 @@ class Source:
             return f"source {self.name} is read by another kind of driver than when it came"
         work = _Work(self, letter.at_ns)
         before = self.last_error, self._may_be_half
-        rows = self._rows
-        rows.channel.clear()
-        rows.time_ns.clear()
-        rows.value.clear()
+        rows = self._emptied_rows()
         self._may_be_half = False
         if letter.topic:
             routes = self._decode_topics([letter.topic], [letter.payload], rows, work)

@@ -524,9 +524,7 @@ class Pump:
         begun_s = loop.time()
         outbox = self._uplink.outbox
         while True:
-            commit = pending.build()
-            commit.send_limits = self._uplink.plan_limits([row for row, _ in commit.frames], pending.to_backfill)
-            commit.to_backfill_above = outbox.live_limit() if pending.to_backfill else None
+            commit = self._built(pending)
             commit.month = self._uplink.month_row(last=self._stop_by_s is not None or self._handing_over)
             try:
                 if self._room.refuses(commit, pending, self.committed.usage):
@@ -556,6 +554,13 @@ class Pump:
             block_id = self.committed.block_id
             self._snapshot_task = loop.create_task(self._write_snapshot(block_id, state), name="snapshot")
 
+    def _built(self, pending: Pending) -> Commit:
+        """What the store is to do, the send limits included."""
+        commit = pending.build()
+        commit.send_limits = self._uplink.plan_limits([row for row, _ in commit.frames], pending.to_backfill)
+        commit.to_backfill_above = self._uplink.outbox.live_limit() if pending.to_backfill else None
+        return commit
+
     async def _try_again(self, pending: Pending, error: StoreError) -> None:
         """After a commit that failed: wait, and see whether receipts, or giving something up, make room."""
         if self._stop_by_s is not None and asyncio.get_running_loop().time() >= self._stop_by_s:
@@ -578,9 +583,7 @@ class Pump:
         room: it would wait for that, and that for it. Where there is nothing of this, the store at least tells how full
         it is by now."""
         relief = self._relief = pending.relief()
-        commit = relief.build()
-        commit.send_limits = self._uplink.plan_limits([], relief.to_backfill)
-        commit.to_backfill_above = self._uplink.outbox.live_limit() if relief.to_backfill else None
+        commit = self._built(relief)
         try:
             self.committed = await self._store.commit(commit)
         except StoreCorrupt:

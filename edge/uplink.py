@@ -243,12 +243,13 @@ class Uplink:
                 log.warning("a receipt that cannot be read was ignored: %s", error)
 
     def _receipt(self, told: Correlation, payload: bytes) -> None:
-        row = self.outbox.find(told.seq) or self.outbox.given_up(told.seq)
+        waits = self.outbox.find(told.seq)
+        row = waits or self.outbox.given_up(told.seq)
         if row is None or told.epoch != self._epoch or told.digest != row.digest:
             return
         receipt = decode_receipt(payload)
         self._is_taken(told.seq)
-        if self.outbox.find(told.seq):
+        if waits:
             row = self.outbox.receipted(told.seq, asyncio.get_running_loop().time())
             self._answers.append(Answer(row, receipt))
         else:

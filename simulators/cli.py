@@ -38,6 +38,9 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="The same seed gives the same readings and faults.")]
 T = TypeVar("T")
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report there, as JSON.")]
+Folder = Annotated[
+    Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
+]
 Influxdb = Annotated[str, typer.Option(help="Version of the InfluxDB that is started: 1.8 or 2.7.")]
 
 
@@ -80,9 +83,7 @@ def demo(
     ] = "sqlite",
     report: ReportFile = None,
     seed: Seed = 1,
-    folder: Annotated[
-        Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
-    ] = None,
+    folder: Folder = None,
 ) -> None:
     """Run the whole path on this machine: devices, brokers, edge, ingester, sink; and give the account.
 
@@ -109,9 +110,7 @@ def chaos(
         str, typer.Option(help=f"Only these kinds of fault, joined by commas: {', '.join(k.name for k in KINDS)}.")
     ] = "",
     without: Annotated[str, typer.Option(help="None of these kinds of fault.")] = "",
-    folder: Annotated[
-        Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
-    ] = None,
+    folder: Folder = None,
 ) -> None:
     """Run all of Forebay under load while faults happen at random, and give the account; 1 if it does not hold.
 
@@ -138,9 +137,7 @@ def soak(
     seed: Seed = 1,
     report: ReportFile = None,
     influxdb: Influxdb = "1.8",
-    folder: Annotated[
-        Path | None, typer.Option(help="Configurations, logs and data go there; without it a new temporary folder.")
-    ] = None,
+    folder: Folder = None,
 ) -> None:
     """Run all of Forebay under load for long, a fault now and then; 1 if the account does not hold or a process grows.
 
