@@ -522,7 +522,6 @@ class Pump:
         """Until it is durable; then the sources are acknowledged and the uplink may send."""
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
-        outbox = self._uplink.outbox
         while True:
             commit = self._built(pending)
             commit.month = self._uplink.month_row(last=self._stop_by_s is not None or self._handing_over)
