@@ -6,6 +6,7 @@ fed each block of the journal from the first on, and never crashes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -65,8 +66,8 @@ class Witness:
         self.shadow = Operators(_no_history)
         self._seen: set[tuple[str, float]] = set()
         """(topic, time or value) of all samples that were committed, whatever their verdict."""
-        self._held: set[tuple[str, float]] = set()
-        """Of those, the ones that wait for a trusted clock."""
+        self._held: Counter[tuple[str, float]] = Counter()
+        """Of those, how many wait for a trusted clock: what came twice without a mark is held twice."""
         self._rows: dict[int, OutboxRow] = {}
         self._lanes: dict[int, Lane] = {}
         self._limits: dict[Lane, int] = {}
@@ -169,24 +170,30 @@ class Witness:
             self._fail(f"{topic} at {time_ns} is {value}, and was never sent so")
         if verdict == HELD:
             self.held += 1
-            self._held.add(known)  # its time is an estimate, and it is in no window: it comes again as RELEASED
+            self._came_once(topic, value)
+            self._held[known] += 1  # its time is an estimate, and it is in no window: it comes again as RELEASED
         elif verdict in (ACCEPTED, RELEASED):
             accepted = self.accepted.setdefault(topic, {})
             if time_ns in accepted and time_ns not in self.lost_with_the_disk.get(topic, ()):
                 self._fail(f"{topic} at {time_ns} is accepted twice")
             if verdict == RELEASED:
-                if known not in self._held:
+                if not self._held[known]:
                     self._fail(f"{topic} = {value} is released, and was not held")
-                self._held.discard(known)
-            elif on_arrival and known in self._seen and known not in self.twice:
-                number = self._record.values[topic, value]
-                self._fail(f"message {number} ({topic} = {value}) came once, and is accepted twice")
+                self._held[known] -= 1
+            elif on_arrival:
+                self._came_once(topic, value)
             accepted[time_ns] = value
         elif verdict == BEHIND_JOURNAL:
             behind = self.behind.setdefault(topic, {})
             if behind.setdefault(time_ns, value) != value:
                 self._database.contested.add((topic, time_ns))
         self._seen.add(known)
+
+    def _came_once(self, topic: str, value: float) -> None:
+        """What is stamped on arrival is in custody once, but where its broker forgot that it had sent it."""
+        if (topic, value) in self._seen and (topic, value) not in self.twice:
+            number = self._record.values[topic, value]
+            self._fail(f"message {number} ({topic} = {value}) came once, and is accepted twice")
 
     def snapshot_is_whole(self, after_block: int) -> None:
         self._snapshot = after_block
