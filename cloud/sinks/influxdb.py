@@ -3,11 +3,15 @@
 Both are written through `/api/v2/write`: on 1.8 the bucket is the name of a database and the token is
 `user:password`. Only the status of an answer decides what it means:
 
-    2xx                                    stored
-    400, 406, 422                          BadLines
+    204                                    stored
+    400, 406, 422 in InfluxDB's own form   BadLines
     401, 403, and 404 for a bucket         SinkRefused
     413                                    BatchTooLarge
     408, 429, 5xx, no answer, a time-out   SinkBusy
+    all else                               SinkRefused
+
+What stands in its place answers too: a login page with a redirect or 200, a server that now wants TLS with
+400. To believe that would be to forget what was never stored, or never looked at.
 
 Its text is never trusted: "partial write" may have stored nothing. The library's own batching and
 retries are not used: they lose points at exit and at every 4xx. Its asyncio client costs less than its
@@ -37,6 +41,7 @@ from devices.wire.dial import certificate_advice, tls_context
 
 _GZIP_LEVEL: Final = 1
 """Shrinks line protocol 6.8 times for 0.5 us a line; higher levels cost more than the network does."""
+_STORED: Final = 204
 _ANSWER_CHARS: Final = 300
 """How much of a server's answer goes into an error."""
 
@@ -111,6 +116,7 @@ class InfluxSink:
                 timeout=self._options.timeout.ns // 1_000_000,
                 # The ingester bounds its own connections; a second bound here would only hide them in a queue.
                 connection_pool_maxsize=0,
+                allow_redirects=False,
                 ssl_context=self._tls_context() if self._tls else None,
             )
             self._writes = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
@@ -128,8 +134,13 @@ class InfluxSink:
             body = await asyncio.to_thread(gzip.compress, lines, _GZIP_LEVEL)
             encoding = {"content_encoding": "gzip"}
         try:
-            await self._writes.post_write_async(
-                org=self._org, bucket=self._bucket, body=body, precision="ns", **encoding
+            _, status, headers = await self._writes.post_write_async(
+                org=self._org,
+                bucket=self._bucket,
+                body=body,
+                precision="ns",
+                _return_http_data_only=False,
+                **encoding,
             )
         except ApiException as error:
             if error.status == 404 and self._options.database:
@@ -138,6 +149,8 @@ class InfluxSink:
             raise self._meaning(error.status or 0, error.body, error.headers) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer(error) from error
+        if status != _STORED:
+            raise self._meaning(status, "", headers)
 
     def _tls_context(self) -> ssl.SSLContext:
         options = self._options
@@ -164,7 +177,9 @@ class InfluxSink:
         headers = {"Authorization": f"Token {token}"} if token else {}
         session: aiohttp.ClientSession = self._client.api_client.rest_client.pool_manager
         try:
-            async with session.request(method, self._url + path, data=form, headers=headers) as answer:
+            async with session.request(
+                method, self._url + path, data=form, headers=headers, allow_redirects=False
+            ) as answer:
                 if answer.status >= 300:
                     raise self._meaning(answer.status, await answer.read(), answer.headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -173,8 +188,8 @@ class InfluxSink:
     def _meaning(self, status: int, body: object, headers: Any) -> SinkError:
         text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
         said = f"{self._url} answered {status}: {_one_line(text)}"
-        if status in (400, 406, 422):
-            return BadLines(_one_line(_message_of(text)))
+        if status in (400, 406, 422) and (own := _message_of(text)):
+            return BadLines(_one_line(own))
         if status in (401, 403):
             self._read_secret_again()
             kind = SinkRefused if status == 401 else NotAllowed
@@ -217,12 +232,12 @@ def _retry_after_s(headers: Any) -> float | None:
 
 
 def _message_of(text: str) -> str:
-    """InfluxDB's own sentence from its JSON answer: `error` on 1.8, `message` on 2.x."""
+    """InfluxDB's own sentence from its JSON answer: `error` on 1.8, `message` on 2.x; "" if it is not of that form."""
     try:
         answer = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.MsgspecError:
-        return text
-    return str(answer.get("error") or answer.get("message") or text)
+        return ""
+    return str(answer.get("error") or answer.get("message") or "")
 
 
 def _one_line(text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from aiohttp import web
 
 from cloud.lines import encode
 from cloud.sinks import Sink
@@ -82,7 +83,7 @@ def influx_points(server: InfluxServer, measurement: str) -> list[Point]:
 
 
 def sqlite_points(path: Path, measurement: str) -> list[Point]:
-    with closing(sqlite3.connect(path)) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database:
         rows = database.execute(
             "SELECT measurement, tags, time_ns, fields FROM points WHERE measurement = ? ORDER BY time_ns, tags",
             (measurement,),
@@ -313,6 +314,43 @@ def test_a_server_that_is_not_there_is_busy(free_port: Callable[[], int]) -> Non
                 await made.open()
         finally:
             await made.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 302, "headers": {"Location": "/login"}},
+        {"status": 200, "text": "<html>down for maintenance</html>"},
+        {"status": 400, "text": "Client sent an HTTP request to an HTTPS server.\n"},
+        {"status": 422, "text": '{"detail": "of something else"}'},
+    ],
+    ids=["a login page", "a page", "a server that wants TLS", "another API"],
+)
+def test_what_is_no_influxdb_neither_stores_nor_rejects(answer: dict[str, Any], free_port: Callable[[], int]) -> None:
+    """Lines that nobody has looked at are kept until somebody puts the address right."""
+    port = free_port()
+
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text="please log in") if request.path == "/login" else web.Response(**answer)
+
+    async def work() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", page)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        sink = load("sinks", "http")
+        made = sink(f"http://127.0.0.1:{port}", options(sink, database="x"))
+        try:
+            with contextlib.suppress(SinkRefused):  # a page that answers 200 may pass for one until the first write
+                await made.open()
+            with pytest.raises(SinkRefused, match="check `url`"):
+                await made.write(b"m v=1.0 1\n")
+        finally:
+            await made.close()
+            await runner.cleanup()
 
     asyncio.run(work())
 
