@@ -39,8 +39,8 @@ from benchmarks import load
 from benchmarks.harness import Meter, parser, report, rss_bytes, wait_for
 from benchmarks.path import RunningPath, running_path
 from edge.metrics import BUCKETS_S
-from edge.pump import SNAPSHOT_S, SNAPSHOT_SAMPLES
-from edge.store import PAGE_BYTES
+from edge.replay import SNAPSHOT_S, SNAPSHOT_SAMPLES
+from edge.storefile import PAGE_BYTES
 
 PROFILE = """\
 name = "bench"

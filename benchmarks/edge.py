@@ -99,7 +99,7 @@ def measure_forebay(messages: int, folder: Path) -> Cost:
 def measure_telegraf(messages: int, folder: Path) -> Cost:
     """Telegraf gives messages that arrive within one tick of its clock one time: of a series one is kept."""
     sensors, influxdb = sensors_broker(folder), InfluxServer(folder / "influxdb", "1.8")
-    peer = telegraf(folder, sensors, "plant/#", influxdb)
+    peer = telegraf(folder, sensors, influxdb)
 
     def stored() -> int:
         rows = influxdb.query("SELECT count(value) FROM mqtt_consumer")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.outage degrade|block|drop_oldest [--days N] [--scale N] [--max-size SIZE] --json FILE
 
-Pump, operators, kernels, store, outbox and uplink are the daemon's own; the SQLite file is real, in /dev/shm.
-What is not: the intake, in whose place 1,000 polled series hand over columns, four seconds of them at once
+Pump, operators, kernels, store, outbox and uplink are the daemon's own (edge/parts.py); the SQLite file is real, in
+/dev/shm. What is not: the intake, in whose place 1,000 polled series hand over columns, four seconds of them at once
 while the link is away and one second once it is back; the loop, whose time jumps (simulators/virtual.py); and the
 broker and the cloud, which take each frame and answer after 100 ms. What the cloud gets is written
 to a file as it comes, and looked at once the gateway has ended, so that memory and CPU are the gateway's.
@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -34,24 +34,30 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import rss_bytes
 from devices.model import SECOND_NS, Floats, Lane, SampleBatch, SeriesSpec
-from devices.quantities import Rate, Size
+from devices.quantities import Duration, Rate, Size
 from devices.wire.frame import Frame, FrameLimits, SummaryBody, decode
 from devices.wire.receipt import Receipt, encode_receipt
 from devices.wire.receive import Inbound
 from devices.wire.topics import parse_correlation
 from edge.clock import Clock
-from edge.config import JournalConfig, StoreConfig, UplinkConfig
+from edge.config import (
+    ClockConfig,
+    EdgeConfig,
+    JournalConfig,
+    LimitsConfig,
+    StatusConfig,
+    StoreConfig,
+    UplinkConfig,
+)
 from edge.intake import Drained
-from edge.outbox import Outbox
+from edge.parts import History, Parts
 from edge.pump import Pump
 from edge.recovery import recover
-from edge.registry import Registry
-from edge.report import Reporter
-from edge.retention import Keep
-from edge.seal import Sealer
-from edge.store import StoreThread
+from edge.storethread import StoreThread
 from edge.uplink import Uplink
 from simulators.virtual import Thread, VirtualLoop
+
+Policy = Literal["degrade", "block", "drop_oldest"]
 
 GATEWAY = "pump-station-7"
 SERIES = 1000
@@ -95,7 +101,7 @@ class Sensors:
         while self.is_reading:
             span_s = self.batch_s
             await asyncio.sleep(at_s + span_s - loop.time())
-            if pump.blocked or len(self._waiting) >= 4:
+            if pump.room.blocked or len(self._waiting) >= 4:
                 self.skipped += span_s * SERIES
             else:
                 self._waiting.append(self._readings(at_s, span_s))
@@ -163,60 +169,44 @@ class Cloud:
 
 
 class Gateway:
-    """The daemon's coroutines, wired as edge/daemon.py wires them."""
+    """The daemon's parts, with these sensors and this cloud."""
 
-    def __init__(self, folder: Path, policy: str, scale: int, max_size: int, max_rate: int, cloud: Cloud) -> None:
+    def __init__(self, config: EdgeConfig, cloud: Cloud) -> None:
         loop = asyncio.get_running_loop()
         self.sensors, self.cloud = Sensors(), cloud
-        recovered = recover(folder / "edge.db", max_size // scale, lambda *span: self.pump.history(*span))
+        history = History()
+        recovered = recover(Path(config.store.path), config.store.max_size, history)
         self.operators, self.file = recovered.operators, recovered.store
         executor: Any = Thread(lambda _: True, lambda: STORE_CALL_S)
-        store = StoreThread(recovered.store, executor)
-        uplink, journal = UplinkConfig("mqtt://cloud"), JournalConfig()
-        self.outbox = Outbox([], {}, uplink.window_bytes)
-        self.uplink = Uplink(
-            GATEWAY,
-            recovered.store.epoch,
-            self.outbox,
-            store.frames,
-            receipt_timeout_s=uplink.receipt_timeout.s,
-            max_rate_bytes_per_s=max_rate,
-        )
-        link: Any = cloud
-        self.uplink.link, cloud.uplink = link, self.uplink
-        sealer = Sealer(GATEWAY, recovered.store.epoch, recovered.store.next_seq(), self.operators.specs)
-        registry = Registry(self.operators, SERIES)
+        clock = Clock(lambda: T0_NS + round(loop.time() * 1e9), lambda: round(loop.time() * 1e9))
+        parts = Parts(config, recovered, history, StoreThread(recovered.store, executor), clock)
         for n in range(SERIES):
             filters = {"range": {"low": 0.0, "high": 100.0}}
-            registry.resolve(SeriesSpec(f"press-{n // 10:02}", f"c{n % 10}", "temperature", "°C", filters=filters))
+            parts.registry.resolve(
+                SeriesSpec(f"press-{n // 10:02}", f"c{n % 10}", "temperature", "°C", filters=filters)
+            )
+        self.uplink, self.outbox = parts.uplink, parts.uplink.outbox
+        link: Any = cloud
+        self.uplink.link, cloud.uplink = link, self.uplink
         intake: Any = self.sensors
-        self.pump = Pump(
-            operators=self.operators,
-            registry=registry,
-            intake=intake,
-            store=store,
-            uplink=self.uplink,
-            sealer=sealer,
-            clock=Clock(lambda: T0_NS + round(loop.time() * 1e9), lambda: round(loop.time() * 1e9)),
-            committed=recovered.store.committed(),
-            recent=recovered.recent,
-            snapshot_block=0,
-            born_ns=0,
-            changed={},
-            commit_delay_s=StoreConfig().commit_delay.s,
-            when_full=policy,
-            keep=Keep(journal.max_size // scale, journal.keep.ns // scale),
-        )
-        self.pump.reporter = Reporter(
-            sealer,
-            self.operators,
-            self.outbox,
-            self.pump.waiting,
-            lambda: self.pump.committed.usage,
-            heartbeat_ns=60 * SECOND_NS,
-            ledger_ns=60 * SECOND_NS,
-            config_digest="",
-        )
+        self.pump = parts.begin(config, intake)
+
+
+def configured(folder: Path, policy: Policy, scale: int, max_size: int, max_rate: int) -> EdgeConfig:
+    """As a user would have it, but for the scale, and a report each minute."""
+    journal = JournalConfig()
+    return EdgeConfig(
+        gateway=GATEWAY,
+        heartbeat=Duration.parse("1 min"),
+        ledger=Duration.parse("1 min"),
+        uplink=UplinkConfig("mqtt://cloud", max_rate=Rate(max_rate)),
+        store=StoreConfig(str(folder / "edge.db"), Size(max_size // scale), policy),
+        journal=JournalConfig(Duration(journal.keep.ns // scale), Size(journal.max_size // scale)),
+        clock=ClockConfig(),
+        limits=LimitsConfig(series=SERIES),
+        status=StatusConfig(),
+        source={},
+    )
 
 
 class Course(msgspec.Struct):
@@ -230,7 +220,7 @@ class Course(msgspec.Struct):
     rss_bytes: list[int] = []
 
     def note(self, gateway: Gateway) -> None:
-        usage = gateway.pump.committed.usage
+        usage = gateway.pump.committer.committed.usage
         self.at_s.append(asyncio.get_running_loop().time())
         self.used_bytes.append(usage.used_bytes)
         self.journal_bytes.append(usage.journal_bytes)
@@ -363,14 +353,14 @@ def p99_s(latencies_s: list[float]) -> float:
     return float(np.quantile(latencies_s, 0.99)) if latencies_s else float("nan")
 
 
-def run(folder: Path, policy: str, days: float, scale: int, max_size: int, max_rate: int) -> Outcome:
+def run(folder: Path, policy: Policy, days: float, scale: int, max_size: int, max_rate: int) -> Outcome:
     """One outage in `folder`, which should be in memory."""
     received, course = folder / "received", Course()
     loop = VirtualLoop()
     with received.open("wb") as file:
 
         async def story() -> tuple[Gateway, dict[str, float]]:
-            gateway = Gateway(folder, policy, scale, max_size, max_rate, Cloud(file))
+            gateway = Gateway(configured(folder, policy, scale, max_size, max_rate), Cloud(file))
             return gateway, await live(gateway, days / scale, course)
 
         gateway, figures = loop.run_until_complete(story())
@@ -407,7 +397,7 @@ def run(folder: Path, policy: str, days: float, scale: int, max_size: int, max_r
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("policy", choices=["degrade", "block", "drop_oldest"])
+    options.add_argument("policy", choices=get_args(Policy))
     options.add_argument("--days", type=float, default=7.0)
     options.add_argument("--scale", type=int, default=1)
     options.add_argument("--max-size", default="256 MiB")

@@ -13,6 +13,7 @@ from simulators.parts import Service, ingester_service, program, sink_part
 from simulators.processes import Process
 from simulators.servers import Broker, InfluxServer, free_port
 
+GATEWAY = "bench"
 READY_TIMEOUT_S = 60.0
 INFLIGHT = 2000
 """Messages that the sensors' broker sends ahead of acknowledgements; its default of 20 would be what is measured."""
@@ -74,11 +75,11 @@ def running_path(folder: Path, *, profile: str = PROFILE, store: str = "") -> It
         for broker in (sensors, uplink):
             broker.start()
             ending.callback(broker.stop)
-        sink = sink_part("influxdb1", folder, "bench")
+        sink = sink_part("influxdb1", folder, GATEWAY)
         assert sink.server is not None
         ending.callback(sink.server.stop)
         ingester = ingester_service(folder, uplink, sink)
-        edge = _edge_service(folder, sensors, uplink, profile, store)
+        edge = edge_service(folder, sensors, uplink, profile, store=store)
         for service in (ingester, edge):
             service.process.start()
             ending.callback(service.process.stop)
@@ -87,12 +88,14 @@ def running_path(folder: Path, *, profile: str = PROFILE, store: str = "") -> It
         yield RunningPath(sensors, uplink, sink.server, edge, ingester)
 
 
-def _edge_service(folder: Path, sensors: Broker, uplink: Broker, profile: str, store: str) -> Service:
+def edge_service(folder: Path, sensors: Broker, uplink: Broker, profile: str, *, store: str = "") -> Service:
+    """An edge as a user would write it, not yet started. JSON comes from plant/DEVICE/CHANNEL; `profile`: the text of
+    bench.toml."""
     listen = f"127.0.0.1:{free_port()}"
     (folder / "bench.toml").write_text(profile)
     config = folder / "edge.toml"
     config.write_text(f"""\
-gateway = "bench"
+gateway = "{GATEWAY}"
 
 [uplink]
 broker = "{uplink.url}"

@@ -13,9 +13,11 @@ import prometheus_client
 import structlog
 import typer
 
+from cloud.check import check as look
 from cloud.config import load_config
 from cloud.daemon import ends_by_signal, serve
 from devices.errors import ForebayError
+from devices.findings import said_once
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
@@ -40,6 +42,27 @@ def run(config: Annotated[Path, typer.Argument(help="The TOML file; docs/configu
     except ForebayError as error:
         print(f"forebay-cloud: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
+
+
+@app.command(epilog="Example:  forebay-cloud check /etc/forebay/ingest.toml")
+def check(
+    config: Annotated[Path, typer.Argument(help="The TOML file; docs/configuration.md has its keys.")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long broker and sink may take to answer.")] = 5.0,
+) -> None:
+    """Look at everything that the configuration names, and change nothing.
+
+    Validates the file, asks the broker whether it lets an ingester in, and the sink what it would say to a write.
+    Exit code 0 only if all is well.
+    """
+    try:
+        with said_once():
+            found = asyncio.run(look(load_config(config), config, seconds))
+    except ForebayError as error:
+        print(f"forebay-cloud: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    print("\n".join(found.lines))
+    if found.problems:
+        raise typer.Exit(1)
 
 
 async def _run(path: Path) -> None:

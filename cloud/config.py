@@ -17,8 +17,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -26,7 +26,7 @@ from cloud.sinks import Sink
 from devices.errors import ConfigError, PluginError
 from devices.profiles import load
 from devices.quantities import Duration, Size
-from devices.tables import Table, convert, did_you_mean, key_path, read_toml
+from devices.tables import Table, convert, did_you_mean, key_path, read_toml, whole_paths
 from devices.wire.dial import check_access
 from devices.wire.limits import FrameLimits
 from devices.wire.session import SessionOptions
@@ -112,32 +112,36 @@ class Config:
     broker: Broker
     session: SessionOptions
     sink: Sink
+    sink_url: str
     limits: Limits
     metrics: Metrics
 
 
 def load_config(path: Path) -> Config:
     """The configuration in a TOML file. ConfigError names the path of the key that is wrong."""
-    tables = _tables(read_toml(path, ConfigError), path.name)
+    tables = _tables(path)
     broker = convert(tables["broker"], Broker, f"{path.name} [broker]", ConfigError)
     limits = convert(tables["limits"], Limits, f"{path.name} [limits]", ConfigError)
     return Config(
         broker=broker,
         session=_session(broker, limits),
-        sink=_sink(tables["sink"], path.name),
+        sink=_sink(tables["sink"], path),
+        sink_url=tables["sink"]["url"],
         limits=limits,
         metrics=convert(tables["metrics"], Metrics, f"{path.name} [metrics]", ConfigError),
     )
 
 
-def _tables(file: Table, name: str) -> dict[str, Table]:
+def _tables(path: Path) -> dict[str, Table]:
+    file, name = read_toml(path, ConfigError), path.name
     for key in file:
         if key not in _TABLES:
             raise ConfigError(f"unknown field `{key}`: {name}{did_you_mean(key, list(_TABLES))}")
     for key in ("broker", "sink"):
         if key not in file:
             raise ConfigError(f"missing table [{key}]: {name}")
-    return {key: convert(file.get(key, {}), dict[str, Any], f"{name} {key_path(key)}", ConfigError) for key in _TABLES}
+    tables = {key: whole_paths(file.get(key, {}), path) for key in _TABLES}
+    return {key: convert(table, Table, f"{name} {key_path(key)}", ConfigError) for key, table in tables.items()}
 
 
 def _session(broker: Broker, limits: Limits) -> SessionOptions:
@@ -158,18 +162,26 @@ def _session(broker: Broker, limits: Limits) -> SessionOptions:
     )
 
 
-def _sink(table: Table, file: str) -> Sink:
+def _sink(table: Table, path: Path) -> Sink:
     """The sink that the scheme of `url` names; the other keys are its own."""
-    place = f"{file} {key_path('sink')}"
+    place = f"{path.name} {key_path('sink')}"
     url = table.get("url")
     if not isinstance(url, str) or ":" not in url:
         raise ConfigError(f"`url` names the sink, such as sqlite:forebay.db or http://localhost:8086: {place}")
     try:
         sink = load("sinks", urlsplit(url).scheme)
         own = {key: value for key, value in table.items() if key != "url"}
-        made: Sink = sink(url, convert(own, sink.Options, place, ConfigError))
+        made: Sink = sink(_whole_url(url, path), convert(own, sink.Options, place, ConfigError))
     except (PluginError, ConfigError) as error:
         if place in str(error):
             raise
         raise ConfigError(f"{error}: {place}") from error
     return made
+
+
+def _whole_url(url: str, path: Path) -> str:
+    """`sqlite:points.db`: a file, whose path begins, as all of them, at the folder of the configuration."""
+    scheme, _, file = url.partition(":")
+    if scheme in ("http", "https") or not file or file.startswith("/"):
+        return url
+    return f"{scheme}:{quote(str(path.absolute().parent))}/{file}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -91,5 +93,17 @@ async def serve(metrics: IngestMetrics, listen: str, healthy: Callable[[], str])
         await web.TCPSite(runner, host.strip("[]"), int(port)).start()
     except (OSError, OverflowError) as error:
         await runner.cleanup()
-        raise ConfigError(f"cannot listen on {listen}, which [metrics] names: {error}") from error
+        raise ConfigError(_why_not(listen, error)) from error
     return runner, runner.addresses[0][1]
+
+
+def _why_not(listen: str, error: OSError | OverflowError) -> str:
+    """asyncio's own sentence says all of it twice."""
+    number = getattr(error, "errno", None) or 0
+    if number == errno.EADDRINUSE:
+        return (
+            f"[metrics] listen: another program listens at {listen} already, maybe another ingester: "
+            'name another address, or "" for none'
+        )
+    why = os.strerror(number) if number > 0 else str(error)
+    return f"[metrics] listen: {listen} cannot be had ({why}): name an address of this machine, and a port above 1023"

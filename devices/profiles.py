@@ -76,7 +76,8 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bit: int | None = None
     """For states: the number of the bit in the message's integer, 0 the lowest; several channels may share a key."""
     wrap: float = 0.0
-    """For counters: the value at which the register starts again at 0; 0: it only resets."""
+    """For counters: the value at which the register starts again at 0; 0: it only resets. All values are float64, which
+    tell whole numbers apart up to 2^53 (9.0e15): above it small increases are lost."""
     window: Duration = Duration(10 * SECOND_NS)
     """Length of a summary's window, in whole milliseconds."""
     lateness: Duration = Duration(2 * SECOND_NS)
@@ -86,7 +87,7 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_ahead: Duration = Duration(60 * SECOND_NS)
     """Samples further ahead of the gateway's clock are rejected as `future`."""
     expect_every: Duration | None = None
-    """Longer silence raises the alarm `silent`; left out: never."""
+    """Longer silence raises the alarm `silent`, from the start where the source is one device; left out: never."""
     report: Report = "summary"
     """`summary`: every window. `on_change`: windows that tell something new. `raw`: every sample, unsummarised."""
     tolerance: float = 0.0
@@ -168,7 +169,7 @@ class Profile:
     def find(self, channel: str) -> Channel | None:
         """The settings of the channel of this name: an exact entry, or the first pattern that matches."""
         exact = self.channel.get(channel)
-        if exact is not None and not _GLOB.search(channel):
+        if exact is not None and not is_pattern(channel):
             return exact
         return next((c for pattern, c in self.channel.items() if _is_match(pattern, channel)), None)
 
@@ -177,7 +178,7 @@ class Profile:
 
         Several, when they take different bits of one word.
         """
-        fed = {n: c for n, c in self.channel.items() if (c.source or n) == key and not _GLOB.search(n)}
+        fed = {n: c for n, c in self.channel.items() if (c.source or n) == key and not is_pattern(n)}
         if not fed and key not in self.channel:  # a channel that is fed from another key is not fed from its own
             matched = self.find(key)
             fed = {} if matched is None else {key: matched}
@@ -328,6 +329,11 @@ def _entry_points(group: str) -> tuple[metadata.EntryPoint, ...]:
     return tuple(metadata.entry_points(group=f"forebay.{group}"))
 
 
+def is_pattern(channel: str) -> bool:
+    """Whether a table of this name is for all channels that match it."""
+    return _GLOB.search(channel) is not None
+
+
 def is_name(text: str) -> bool:
     """Whether a device or channel may be called so: 1 to 200 bytes of UTF-8, all of it printable."""
     return text.isprintable() and 0 < len(text.encode()) <= MAX_NAME_BYTES
@@ -349,7 +355,7 @@ def _illegal_quantity(name: str) -> str:
 
 
 def _is_match(pattern: str, channel: str) -> bool:
-    return _GLOB.search(pattern) is not None and fnmatchcase(channel, pattern)
+    return is_pattern(pattern) and fnmatchcase(channel, pattern)
 
 
 def _path(ref: str, folders: Sequence[Path]) -> Path:
@@ -368,7 +374,7 @@ def _checked(name: str, channel: Channel, where: str) -> Channel:
     problem = ""
     if not is_name(name):
         problem = f"a channel's name has 1 to {MAX_NAME_BYTES} printable bytes"
-    elif channel.source and _GLOB.search(name):
+    elif channel.source and is_pattern(name):
         problem = "`source` belongs to one channel, not to a pattern"
     elif channel.kind != "state" and (channel.mapping or channel.bit is not None):
         problem = '`mapping` and `bit` need `kind = "state"`'

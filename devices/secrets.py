@@ -64,7 +64,9 @@ def read_secret(file: str = "", env: str = "", *, key: str = "password") -> Secr
     if env:
         text = os.environ.get(env, "")
         if not text:
-            raise ConfigError(f"the environment variable {env} that {key}_env names is empty or not set")
+            raise ConfigError(
+                f"the environment variable {env} that {key}_env names is empty or not set: set it where this is started"
+            )
         return Secret(text)
     return None
 
@@ -75,7 +77,7 @@ def _from_file(path: str, key: str) -> str:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path} that {key} names: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path} that {key} names: {error.strerror}; {_advice(error, key)}") from error
     if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
         raise ConfigError(f"{path} that {key} names is not a file")
     if mode & stat.S_IWOTH:
@@ -88,6 +90,12 @@ def _from_file(path: str, key: str) -> str:
     if not text:
         raise ConfigError(f"{path} that {key} names is empty")
     return text
+
+
+def _advice(error: OSError, key: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"write the {key.removesuffix('_file')} there in one line, and chmod 600 it"
+    return "let this user read it, and nobody else (chown, chmod 600)"
 
 
 def _text(content: bytes) -> str | None:

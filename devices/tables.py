@@ -8,9 +8,9 @@ Each table is converted by itself, since msgspec does not name the keys of a map
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -39,14 +39,33 @@ def read_toml(path: Path, error: type[ForebayError]) -> Table:
     try:
         return tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as why:
-        raise error(f"{path} is not TOML: {why}") from why
+        hint = "; is a text without its quotes there?" if str(why).startswith("Invalid value") else ""
+        raise error(f"{path} is not TOML: {why}{hint}") from why
+
+
+def whole_paths(table: Any, file: Path) -> Any:
+    """A table of the file, its paths made whole: relative ones begin at the file's folder, wherever we were started.
+
+    Paths are the texts of `path` and of the keys that end with `_file`; "" stays "". What is no table stays as it is.
+    """
+    if not isinstance(table, dict):
+        return table
+    folder = file.absolute().parent
+    return {key: str(folder / value) if _is_path(key, value) else value for key, value in table.items()}
+
+
+def _is_path(key: str, value: object) -> bool:
+    return (key == "path" or key.endswith("_file")) and isinstance(value, str) and value != ""
 
 
 def convert(table: object, kind: type[T], where: str, error: type[ForebayError]) -> T:
     """`table` as a `kind`. `where` is the file and the table's path: "gateway.toml [source.plant]".
 
-    Raises `error` for unknown or missing keys, wrong types, and whatever `__post_init__` refuses.
+    A date may stand without quotes. Raises `error` for unknown or missing keys, wrong types, and whatever
+    `__post_init__` refuses.
     """
+    if isinstance(table, dict):
+        table = {key: value.isoformat() if type(value) is date else value for key, value in table.items()}
     try:
         return msgspec.convert(table, kind, dec_hook=from_toml)
     except msgspec.ValidationError as why:
@@ -80,11 +99,14 @@ def _sentence(message: str, kind: type, where: str) -> str:
         return f"unknown field `{match[1]}`: {place}{did_you_mean(match[1], known)}"
     if match := _MISSING_FIELD.fullmatch(message):
         return f"missing field `{match[1]}`: {place}"
-    return f"{message[:1].lower()}{message[1:]}: {place}"
+    hint = '; a list stands in brackets, such as ["one", "two"]' if message.startswith("Expected `array`") else ""
+    return f"{message[:1].lower()}{message[1:]}: {place}{hint}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error's sentence: the nearest of the known words, or all of them, or nothing."""
+    import difflib  # in a process that runs nobody has mistyped
+
     near = difflib.get_close_matches(word, known, n=1)
     if near:
         return f"; did you mean `{near[0]}`?"

@@ -76,6 +76,11 @@ def _document() -> Iterator[str]:
     yield f'- size, such as `"64 KiB"`: {", ".join(f"`{unit}`" for unit in SIZE_UNITS)}'
     yield f'- rate, such as `"64 KiB/s"`: {", ".join(f"`{unit}`" for unit in RATE_UNITS)}'
     yield ""
+    yield (
+        "A relative path (of `path`, `profiles`, a key that ends with `_file`, `sqlite:`) begins at the folder of the "
+        "file that it stands in, wherever the program was started."
+    )
+    yield ""
     yield "A key that is not listed here is refused, with its path."
     yield ""
     yield "## The gateway: `forebay-edge run FILE`"

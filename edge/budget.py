@@ -3,7 +3,7 @@
 The month's budget counts what passes the socket, both ways, connects and pings included. Its stages:
 
   free         everything goes at once
-  saving       at the rate of the last hour the month would not last: summaries are held for minutes (edge/pump.py),
+  saving       at the rate of the last hour the month would not last: summaries are held for minutes (edge/room.py),
                merged ten into one (edge/degrade.py), and go then
   alarms only  what is left is the share of the alarms: all else waits in the store, where it is merged when full
   spent        alarms wait too: in the store, which gives them up last. What keeps the link alive goes on
@@ -47,19 +47,21 @@ class TokenBucket:
     """At most `rate` bytes a second over any longer time, in bursts of up to one second's worth."""
 
     def __init__(self, rate_bytes_per_s: float) -> None:
-        self._rate = rate_bytes_per_s
+        self.rate_bytes_per_s = rate_bytes_per_s
+        """May be changed at any time."""
         self._tokens = rate_bytes_per_s
         self._at_s = 0.0
 
     def wait_s(self, size_bytes: int, now_s: float, *, urgent: bool = False) -> float:
         """0.0, and the tokens are taken; or how long until they will be there. What is urgent takes them in advance."""
-        if self._rate <= 0:
+        rate = self.rate_bytes_per_s
+        if rate <= 0:
             return 0.0
-        self._tokens = min(self._rate, self._tokens + (now_s - self._at_s) * self._rate)
+        self._tokens = min(rate, self._tokens + (now_s - self._at_s) * rate)
         self._at_s = now_s
-        needed = min(size_bytes, self._rate)
+        needed = min(size_bytes, rate)
         if self._tokens < needed and not urgent:
-            return (needed - self._tokens) / self._rate
+            return (needed - self._tokens) / rate
         self._tokens -= size_bytes
         return 0.0
 
@@ -88,16 +90,13 @@ class MonthBudget:
 
     def __init__(self, max_bytes: int, month_starts: int, stored: bytes = b"") -> None:
         """`stored`: what `row` gave, in the life before this one."""
-        self.max_bytes = max_bytes
-        self.for_all_bytes = int(max_bytes * (1 - ALARM_SHARE))
-        self._starts = month_starts
+        self.limit(max_bytes, month_starts)
         self._begin_ns, self.spent_bytes, self._left_ns, self._left_bytes = (
             _ROW.unpack(stored) if len(stored) == _ROW.size else (0, 0, 0, 0)
         )
         self.end_ns = 0
         self.stage = Stage.FREE
         self._stored = (self._begin_ns, self.spent_bytes)
-        self._store_each = min(STORE_EACH_BYTES, int(max_bytes * STORE_EACH_SHARE))
         self._socket = (0, 0)
         self._ahead_bytes = 0
         """Published, and not yet seen at the socket."""
@@ -105,8 +104,20 @@ class MonthBudget:
         self._course: deque[tuple[float, int]] = deque()
         """(time, bytes since the start) of the last hour."""
         self._saving = False
+
+    def limit(self, max_bytes: int, month_starts: int) -> None:
+        """Another limit from now on; what is spent, and the course, go on."""
+        self.max_bytes = max_bytes
+        self.for_all_bytes = int(max_bytes * (1 - ALARM_SHARE))
+        self._starts = month_starts
+        self._store_each = min(STORE_EACH_BYTES, int(max_bytes * STORE_EACH_SHARE))
         self._closed = Stage.FREE
         """What is left of this month is less than a frame."""
+
+    def count_from(self, bytes_in: int, bytes_out: int) -> None:
+        """Another socket, or the first look at this one: what it has passed until now is not of this account."""
+        self._socket = (bytes_in, bytes_out)
+        self._ahead_bytes = 0
 
     def look(self, now_ns: int, now_s: float, bytes_in: int, bytes_out: int) -> Stage:
         """Count what has passed the socket until now. `now_ns`: UTC; `now_s`: a clock that only goes on."""

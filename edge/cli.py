@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import logging
 import math
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from devices.errors import ForebayError
+from devices.findings import said_once
+from edge.ask import ask, must_be_free
 from edge.config import EdgeConfig, StatusConfig, load_config, load_status
 
-ASK_S = 5.0
-"""How long the daemon may take to answer."""
 LISTEN_S = 5.0
 
 
@@ -99,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         each.add_argument("config", metavar="CONFIG", help="the gateway's TOML file")
     made["check"].add_argument(
-        "--seconds", type=float, default=LISTEN_S, help="how long to listen to each source (default: %(default)g)"
+        "--seconds", type=_seconds, default=LISTEN_S, help="how long to listen to each source (default: %(default)g)"
     )
     made["watch"].add_argument("source", metavar="SOURCE", help="name of the source in the file")
     made["watch"].add_argument("--json", action="store_true", help="JSON lines, as the gateway sends them")
@@ -111,17 +110,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 3600")
+    return seconds
+
+
 def _run(arguments: argparse.Namespace, path: Path) -> int:
     if arguments.command == "run":
         from edge.daemon import run  # numba, sqlite3 and the like, which the other commands do not need
         from edge.kernels.build import build_in_background
 
         config = load_config(path)
+        must_be_free(config.status)
         _log_as_json()
         build_in_background()
         return run(config, path)
     if arguments.command == "check":
-        return _check(load_config(path), arguments.seconds)
+        return _check(load_config(path), path, arguments.seconds)
     where = load_status(path)  # not the whole file: what runs may have been started with a better one
     if arguments.command == "watch":
         return _watch(where, arguments.source, arguments.json)
@@ -151,25 +158,20 @@ def _log_as_json() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-def _check(config: EdgeConfig, listen_s: float) -> int:
+def _check(config: EdgeConfig, path: Path, listen_s: float) -> int:
     from edge.check import check
 
-    quiet = logging.getLogger("devices")
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # the report says it, once
-    try:
-        report = asyncio.run(check(config, listen_s))
-    finally:
-        quiet.setLevel(level)
-    print("\n".join(report.lines))
-    return 0 if not report.problems else 1
+    with said_once():
+        found = asyncio.run(check(config, path, listen_s))
+    print("\n".join(map(_safe, found.lines)))
+    return 0 if not found.problems else 1
 
 
 # -- asking the daemon -------------------------------------------------------------------------------
 
 
 def _status(where: StatusConfig, as_json: bool) -> int:
-    with _ask(where, "/status") as answer:
+    with ask(where, "/status") as answer:
         body = answer.read()
     print(body.decode().rstrip() if as_json else "\n".join(outline(json.loads(body))))
     return 0
@@ -177,17 +179,17 @@ def _status(where: StatusConfig, as_json: bool) -> int:
 
 def _deadletters(where: StatusConfig, action: str, letter_id: int | None, as_json: bool) -> int:
     if action == "list":
-        with _ask(where, "/deadletters") as answer:
+        with ask(where, "/deadletters") as answer:
             body = answer.read()
         print(body.decode().rstrip() if as_json else "\n".join(_letter_table(json.loads(body))))
         return 0
     if letter_id is None:
         raise ForebayError(f"name the dead letter: forebay-edge deadletters CONFIG {action} ID; `list` shows them")
     if action == "replay":
-        with _ask(where, f"/deadletters/{letter_id}/replay", "POST") as answer:
+        with ask(where, f"/deadletters/{letter_id}/replay", "POST") as answer:
             print(answer.read().decode().rstrip())
         return 0
-    with _ask(where, f"/deadletters/{letter_id}") as answer:
+    with ask(where, f"/deadletters/{letter_id}") as answer:
         body = answer.read()
     print(body.decode().rstrip() if as_json else "\n".join(outline(json.loads(body))))
     return 0
@@ -205,45 +207,10 @@ def _letter_table(letters: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _watch(where: StatusConfig, source: str, as_json: bool) -> int:
-    with _ask(where, f"/watch?source={quote(source, safe='')}") as answer:
+    with ask(where, f"/watch?source={quote(source, safe='')}") as answer:
         for line in answer:
             print(line.decode().rstrip() if as_json else "\n".join(record_lines(json.loads(line))), flush=True)
     return 0
-
-
-class _Asked:
-    """An answer that closes its connection."""
-
-    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
-        self._connection = connection
-        self._answer = answer
-
-    def __enter__(self) -> http.client.HTTPResponse:
-        return self._answer
-
-    def __exit__(self, *error: object) -> None:
-        self._answer.close()
-        self._connection.close()
-
-
-def _ask(where: StatusConfig, path: str, method: str = "GET") -> _Asked:
-    """Ask at the daemon's own port. Raises ForebayError when it does not run, or says no."""
-    host, port = where.address
-    connection = http.client.HTTPConnection(host, port, timeout=ASK_S)
-    try:
-        connection.request(method, path)
-        answer = connection.getresponse()
-    except (OSError, http.client.HTTPException) as error:
-        connection.close()
-        raise ForebayError(
-            f"the gateway does not answer at {where.listen} ({error}): is `forebay-edge run` running with "
-            "this file? [status] listen says where it is to be asked"
-        ) from None
-    if answer.status != 200:
-        why = answer.read(1000).decode(errors="replace").strip()
-        connection.close()
-        raise ForebayError(f"the gateway says: {why}")
-    return _Asked(connection, answer)
 
 
 # -- as text -----------------------------------------------------------------------------------------

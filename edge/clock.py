@@ -41,6 +41,18 @@ LEAP_NS = 600 * SECOND_NS
 PATIENCE_NS = 600 * SECOND_NS
 DRIFT_NS = SECOND_NS
 """A clock that goes by this much otherwise than time passes has leapt again."""
+GROUNDS = {
+    "kernel": "the kernel says that NTP or PTP keeps it right",
+    "date": "neither NTP nor PTP had set it, but it lies after [clock] trust_after and all that this gateway has seen",
+    "stood": "it leapt, and has gone on from its new place for 10 min",
+    "came back": "it leapt, and has come back",
+    "before last tick": "it shows an earlier time than this gateway has already seen",
+    "before program": "it shows a time at which this program had not been written",
+    "not synchronised": "neither NTP nor PTP has set it, and [clock] trust_after does not let it be believed without",
+    "leap": "it leapt, and nobody has synchronised it since",
+}
+"""Each `Clock.why`, for people."""
+UNTIL_TRUSTED = "samples without a time of their own are held until it is: synchronise it (NTP), or set it"
 LATE_NS = 10 * 365 * 86_400 * SECOND_NS
 """How far the estimate may lie behind: a gateway may have lain in a store for years."""
 
@@ -94,7 +106,8 @@ class Clock:
     # -- the time ------------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The time, trusted or not."""
+        """The time, trusted or not. To ask is to look at the system's clock, and that changes this one: a clock that
+        has leapt is doubted from now on, and one that was set a little is followed."""
         elapsed_ns = self._elapsed()
         if not self.trusted:
             return elapsed_ns + self.offset_ns
@@ -146,6 +159,10 @@ class Clock:
 
     # -- trust ---------------------------------------------------------------------------------------
 
+    def ground(self) -> str:
+        """On what ground it is trusted, or why it is not and what to do, for people."""
+        return GROUNDS[self.why] if self.trusted else f"{GROUNDS[self.why]}; {UNTIL_TRUSTED}"
+
     def ahead_ns(self) -> int:
         """How far the system's clock is ahead of the time that counts; 0 while it is trusted."""
         return 0 if self.trusted else self._wall() - self.now_ns()
@@ -171,7 +188,7 @@ class Clock:
             self.why = "came back" if abs(by_ns) <= LEAP_NS else "stood"
         else:
             self.why = "date"
-        log.warning("the clock is trusted now (%s): %+.3f s from the estimate", self.why, by_ns / SECOND_NS)
+        log.warning("the clock is trusted: %s; it lies %+.3f s from the estimate", self.ground(), by_ns / SECOND_NS)
         return by_ns
 
     def _doubt(self, why: str, offset_ns: int) -> None:
@@ -180,11 +197,7 @@ class Clock:
         self.since_ns = self._elapsed() + offset_ns
         if not is_new:
             return
-        log.warning(
-            "the clock is not trusted (%s): samples without a time of their own are held until it is; "
-            "synchronise it (NTP), or set it and see [clock] trust_after",
-            why,
-        )
+        log.warning("the clock is not trusted: %s", self.ground())
 
     def _is_synchronised(self, wall_ns: int) -> bool:
         return wall_ns >= self._not_before_ns and self._synchronised()

@@ -32,9 +32,10 @@ import msgspec
 from devices.errors import ConfigError, PluginError
 from devices.profiles import Profile, is_name, load, load_profile, profile_names
 from devices.quantities import Duration, Rate, Size
-from devices.tables import Table, builtins, convert, did_you_mean, key_path, read_toml
+from devices.tables import Table, builtins, convert, did_you_mean, key_path, read_toml, whole_paths
 from devices.wire.dial import check_access
 from devices.wire.topics import legal_gateway
+from edge.overlaps import refuse_overlaps
 
 _MAX_COMMIT_DELAY: Final = Duration.parse("60 s")
 """What has not been committed may be lost when the power fails, or is sent again by its source."""
@@ -99,7 +100,8 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[store]`: the one file that holds everything until the cloud has it."""
 
     path: str = "/var/lib/forebay/edge.db"
-    """The file; it is made at its full size at the first start."""
+    """The file; it is made at its full size at the first start. Never put an older copy in its place: docs/install.md
+    says what to do instead."""
     max_size: Size = Size.parse("256 MiB")
     """Hard bound on the file and its write-ahead log."""
     when_full: Literal["degrade", "block", "drop_oldest"] = "degrade"
@@ -228,7 +230,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ledger: Duration = Duration.parse("15 min")
     """How often at most the accounts of all devices go to the cloud: when they have changed."""
     profiles: list[str] = []
-    """Folders with profiles of your own, searched before the catalog; relative to this file."""
+    """Folders with profiles of your own, searched before the catalog."""
 
     def __post_init__(self) -> None:
         if not legal_gateway(self.gateway):
@@ -287,7 +289,8 @@ def load_config(path: Path) -> EdgeConfig:
     if "uplink" not in table:
         raise ConfigError(f'missing table [uplink]: {file}; it says where to send: broker = "mqtts://HOST"')
     sections: dict[str, Any] = {
-        name: convert(table.pop(name, {}), kind, f"{file} [{name}]", ConfigError) for name, kind in SECTIONS.items()
+        name: convert(whole_paths(table.pop(name, {}), path), kind, f"{file} [{name}]", ConfigError)
+        for name, kind in SECTIONS.items()
     }
     tables = table.pop("source", {})
     top = convert(table, GatewayConfig, file, ConfigError)
@@ -295,6 +298,7 @@ def load_config(path: Path) -> EdgeConfig:
     if not isinstance(tables, dict) or not tables:
         raise ConfigError(f"missing table [source.NAME]: {file}; there is nothing to read without one")
     sources = {name: _source(name, source, path, folders) for name, source in tables.items()}
+    refuse_overlaps(sources, file)
     return EdgeConfig(**msgspec.structs.asdict(top), **sections, source=sources)
 
 
@@ -325,13 +329,15 @@ def _source(device: str, table: object, path: Path, folders: Sequence[Path]) -> 
     if codec or channel:
         profile = profile.overridden(codec, channel, (path.name, "source", device))
     options = {key: value for key, value in table.items() if key not in _SOURCE_KEYS}
-    options = {**profile.driver.get(driver, {}), **options}
+    options = whole_paths({**profile.driver.get(driver, {}), **options}, path)
     return SourceConfig(device, driver, convert(options, plugin.Options, where, ConfigError), profile)
 
 
 def _profile(ref: str, here: Path, folders: Sequence[Path], where: str) -> Profile:
     """The profile: one that is not there is a mistake of the gateway's file, one that is wrong its own."""
     if ref.endswith(".toml"):
+        if not (here / ref).is_file():
+            raise ConfigError(f"there is no file {here / ref}: {where} profile; its path begins at the gateway's file")
         return load_profile(str(here / ref))
     if ref not in profile_names(folders):
         raise ConfigError(f"there is no profile `{ref}`: {where}{did_you_mean(ref, profile_names(folders))}")

@@ -12,6 +12,9 @@ from devices.errors import FrameError, StoreCorrupt
 from devices.model import Int32s, Int64s, Lane, SeriesSpec
 from devices.wire.columns import pack_differences, pack_ints, unpack_differences, unpack_ints
 
+BIRTH_UNKNOWN_NS = 1 << 62
+"""The birth of a store that followed one set aside, until a trusted clock has told it: every window began before."""
+
 _SIZES = struct.Struct("<II")
 
 
@@ -118,6 +121,8 @@ class Commit:
     """Blocks up to this id go. Never beyond the last whole snapshot."""
     month: bytes = b""
     """The account of the month's budget (edge/budget.py); replaces what was stored, if there is one."""
+    born_ns: int = 0
+    """UTC at which a store that followed one set aside was born, as far as it is known; 0 says nothing."""
 
 
 class JournalRow(NamedTuple):

@@ -53,11 +53,9 @@ GAP_NS = 86_400 * SECOND_NS
 """A stretch of time without samples is noted if it is longer than this."""
 SPANS_MAX = 8
 """Of one series; of more the two that are nearest to each other become one."""
-QUESTION_GAP_NS = 60 * SECOND_NS
-"""Old samples further apart than this are asked for one by one: one absurd time must not read the whole journal."""
 
-History: TypeAlias = Callable[[int, int, int], tuple[Int64s, Floats]]
-"""(series, lo_ns, hi_ns) -> times and values of its accepted samples with lo <= time <= hi, in any order."""
+History: TypeAlias = Callable[[int, Int64s], tuple[Int64s, Floats]]
+"""(series, times in order) -> times and values of its accepted samples that have one of these times, in any order."""
 
 _MIN_SERIES = 64
 
@@ -277,7 +275,8 @@ class Admission:
         resolution = int(self._resolution[series])
         reach = max([int(self._last[series]), *(hi for _, hi in self._spans.get(series, ()))])
         told = batch.time_ns[rows[~stamp[rows]]]
-        known = self._known(series, sorted(told[(told > journal_floor_ns) & (told <= reach)].tolist()))
+        old = np.unique(told[(told > journal_floor_ns) & (told <= reach)])
+        known = self._known(series, old) if len(old) else {}
         for row, time_ns, arrived, is_stamped, value in zip(
             rows.tolist(),
             batch.time_ns[rows].tolist(),
@@ -302,16 +301,10 @@ class Admission:
             known[final] = value
             self._took(series, final)
 
-    def _known(self, series: int, old_ns: list[int]) -> dict[int, float]:
-        """What the history has of a series at the (sorted) times: time -> value."""
-        known: dict[int, float] = {}
-        start = 0
-        for i in range(1, len(old_ns) + 1):
-            if i == len(old_ns) or old_ns[i] - old_ns[i - 1] > QUESTION_GAP_NS:
-                times, values = self._history(series, old_ns[start], old_ns[i - 1])
-                known.update(zip(times.tolist(), values.tolist(), strict=True))
-                start = i
-        return known
+    def _known(self, series: int, old_ns: Int64s) -> dict[int, float]:
+        """What the history has of a series at these times: time -> value."""
+        times, values = self._history(series, old_ns)
+        return dict(zip(times.tolist(), values.tolist(), strict=True))
 
 
 def has_time(verdict: Bytes) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import msgspec
@@ -34,7 +35,7 @@ from devices.model import SECOND_NS, Floats, Int32s, Int64s, Rows, SampleBatch
 from devices.profiles import Profile
 from edge.custody import DeadLetter
 from edge.redelivery import Unconfirmed, digests
-from edge.routing import Account, Refusal, Resolve, Router
+from edge.routing import Account, Refusal, Resolve, Router, Word
 
 log = logging.getLogger("forebay.intake")
 
@@ -43,6 +44,8 @@ PIECE_BYTES = 1536
 DEAD_LETTERS_A_MINUTE = 5
 DEAD_LETTER_BYTES = 16 << 10
 """So much of the payload is kept. A message that is whole can be replayed."""
+TOPIC_CHARACTERS = 100
+"""Of a topic, in an error: it may have thousands."""
 WATCH_RECORDS = 64
 """Records that wait for someone who watches; while they are full, none are made."""
 WATCH_BYTES = 4096
@@ -105,7 +108,7 @@ class Drained:
     settles: list[Callable[[], None]]
     """To be called, in this order, once the commit is durable."""
     repeating: dict[str, Unconfirmed]
-    """By source: whose `state` is to be stored with the commit, in the place of the one stored before."""
+    """By `Source.session`: whose `state` is to be stored with the commit, in the place of the one stored before."""
     replayed: list[int] = field(default_factory=list)
     """Dead letters that are in it."""
 
@@ -114,11 +117,19 @@ class Source:
     """One configured source: its driver, and everything that turns its bytes into columns."""
 
     def __init__(
-        self, name: str, profile: Profile, codec: Any, limits: IntakeLimits, resolve: Resolve, driver: Any
+        self,
+        name: str,
+        profile: Profile,
+        codec: Any,
+        limits: IntakeLimits,
+        resolve: Resolve,
+        driver: Any,
+        has_sample: Callable[[int], bool],
     ) -> None:
         """`driver` is bound by the caller to deliver into the intake."""
         self.name = name
         self.driver = driver
+        self._has_sample = has_sample
         self.router = Router(name, profile, resolve, getattr(driver, "origin", None), limits.max_routes)
         self.unconfirmed = Unconfirmed()
         self.last_error = ""
@@ -137,6 +148,11 @@ class Source:
         self._letters: dict[str, tuple[int, int]] = {}
         """Reason -> (minute, dead letters kept in it)."""
 
+    @property
+    def session(self) -> str:
+        """What a sender that repeats knows us by, whatever the source is called."""
+        return getattr(self.driver, "session_name", self.name)
+
     def attach(self) -> None:
         """From now on what the driver brings is this source's."""
         if hasattr(self.driver, "on_confirmed"):
@@ -147,10 +163,9 @@ class Source:
         self.samples, self.rejected, self.watchers = before.samples, before.rejected, before.watchers
         self.last_arrival_ns = before.last_arrival_ns
         if self.driver is not before.driver:
-            self.unconfirmed.restore(before.unconfirmed.state())
             return
         self.unconfirmed = before.unconfirmed
-        if type(self._framer) is type(before._framer) and self._message_bytes == before._message_bytes:
+        if self._codec.framing == before._codec.framing and self._message_bytes == before._message_bytes:
             self._framer, self._oversize = before._framer, before._oversize
             self._may_be_half = before._may_be_half
         else:
@@ -166,12 +181,15 @@ class Source:
 
     def decode(self, delivery: Delivery) -> Piece:
         """Decode all that was delivered. Never raises for what a device sent."""
-        self.last_arrival_ns = delivery.arrived_ns
+        if delivery.payloads:
+            self.last_arrival_ns = delivery.arrived_ns
         size_bytes = PIECE_BYTES + sum(map(len, delivery.payloads))
         work = _Work(self, delivery.arrived_ns)
         digest: list[int] = []
         cut_short: list[tuple[str, bytes, int]] = []
+        routes: list[int] = []
         payloads, topics, marks = delivery.payloads, delivery.topics, delivery.marks
+        rows = self._emptied_rows()
         if topics is not None:
             fresh = None
             if marks is not None:
@@ -181,12 +199,15 @@ class Source:
                 fresh = fresh or [True] * len(payloads)
                 cut_short = [(topics[k], payloads[k], n) for k, n in delivery.cut_short.items() if fresh[k]]
                 fresh = [new and k not in delivery.cut_short for k, new in enumerate(fresh)]
+            if delivery.retained:
+                fresh = fresh or [True] * len(payloads)
+                kept = [k for k in sorted(delivery.retained) if fresh[k]]
+                routes = self._decode_retained([topics[k] for k in kept], [payloads[k] for k in kept], rows, work)
+                fresh = [new and k not in delivery.retained for k, new in enumerate(fresh)]
             if fresh is not None:
                 payloads = [p for p, new in zip(payloads, fresh, strict=True) if new]
                 topics = [t for t, new in zip(topics, fresh, strict=True) if new]
-        rows = self._emptied_rows()
-        if topics is not None:
-            routes = self._decode_topics(topics, payloads, rows, work)
+            routes += self._decode_topics(topics, payloads, rows, work)
             for topic, beginning, length_bytes in cut_short:
                 error = DecodeError(f"a message of {length_bytes} bytes, more than its source takes", "oversize")
                 work.undecoded(error, beginning, self.router.topics[topic].device, topic, length_bytes)
@@ -209,8 +230,8 @@ class Source:
         channels, singles, by_topic = rows.channel, self.router.singles, self.router.topics
         routes: list[int] = []
         append = routes.append
-        before = 0
-        good = True
+        before = len(channels)
+        good = bool(topics)
         for topic, payload in zip(topics, payloads, strict=True):
             try:
                 if len(payload) > limit:
@@ -229,6 +250,23 @@ class Source:
         if good and self.last_error:
             self.last_error = ""
         return routes
+
+    def _decode_retained(self, topics: list[str], payloads: list[bytes], rows: Rows, work: _Work) -> list[int]:
+        """The routes of what senders had kept. It tells what was so at some time: a sample is what bears that time, and
+        what is the first of its series, whose state nobody knows yet (docs/decisions/0017-retained-messages.md)."""
+        routes = self._decode_topics(topics, payloads, rows, work)
+        new = [time_ns != 0 or not self._is_known(route) for route, time_ns in zip(routes, rows.time_ns, strict=True)]
+        rows.channel[:] = compress(rows.channel, new)
+        rows.time_ns[:] = compress(rows.time_ns, new)
+        rows.value[:] = compress(rows.value, new)
+        return list(compress(routes, new))
+
+    def _is_known(self, route: int) -> bool:
+        """Whether a value under this route would not be the first of its series."""
+        if route >= 0:
+            return self._has_sample(route)
+        detour = self.router.detours[-1 - route]
+        return isinstance(detour, Word) and any(self._has_sample(series) for series, _ in detour.bits)
 
     def _decode_messages(self, messages: list[bytes], rows: Rows, work: _Work) -> None:
         decode, limit = self._codec.decode, self._message_bytes
@@ -329,7 +367,7 @@ class _Work:
         detail = str(error)
         if error.reason == "malformed" and source.driver.stream and not looks_like_text(message):
             detail = f"{NOISE} ({detail})"
-        source.last_error = detail
+        source.last_error = f"{topic[:TOPIC_CHARACTERS]}: {detail}" if topic else detail
         self.letter(error.reason, detail, message, topic, len(message) if size_bytes is None else size_bytes)
 
     def reject(self, account: Account, reason: str) -> None:
@@ -397,8 +435,17 @@ class _Work:
 class Intake:
     """All sources, and what they delivered and nobody has taken yet."""
 
-    def __init__(self, limits: IntakeLimits, now_ns: Callable[[], int], resolve: Resolve, *, gateway: str = "") -> None:
-        """`resolve` gives the index of a series, and makes it if it is new, or says why there can be none."""
+    def __init__(
+        self,
+        limits: IntakeLimits,
+        now_ns: Callable[[], int],
+        resolve: Resolve,
+        *,
+        has_sample: Callable[[int], bool] = lambda series: False,
+        gateway: str = "",
+    ) -> None:
+        """`resolve` gives the index of a series, and makes it if it is new, or says why there can be none;
+        `has_sample`: whether anything ever came of one."""
         self.ready = asyncio.Event()
         """Set by each delivery; who waits for it clears it before draining."""
         self.sources: dict[str, Source] = {}
@@ -406,10 +453,13 @@ class Intake:
         self.waiting_bytes = 0
         self.paused = False
         """The sources were told to wait."""
+        self.unconfirmed: dict[str, bytes] = {}
+        """By session: what senders may repeat that no source listens to now. Stores of before have it by source."""
         self._ending = False
         self._limits = limits
         self._now_ns = now_ns
         self._resolve = resolve
+        self._has_sample = has_sample
         self._gateway = gateway
         self._pieces: deque[Piece] = deque()
         self._group: asyncio.TaskGroup | None = None
@@ -426,7 +476,15 @@ class Intake:
     def add_built(self, source: Source) -> None:
         """Add what `build` has made, before `run`."""
         self.sources[source.name] = source
+        self._recognise(source)
         source.attach()
+
+    def _recognise(self, source: Source) -> None:
+        """Its sender may repeat what was taken from it before, perhaps by a source of another name."""
+        before = self.unconfirmed.pop(source.name, None)
+        before = self.unconfirmed.pop(source.session, before)
+        if before is not None:
+            source.unconfirmed.restore(before)
 
     def build(
         self,
@@ -442,11 +500,11 @@ class Intake:
     ) -> Source:
         """A source that is not here yet. `keep_driver`: with the driver, open as it is, of the one with its name."""
         if keep_driver:
-            return Source(name, profile, codec, limits, self._resolve, self.sources[name].driver)
+            return Source(name, profile, codec, limits, self._resolve, self.sources[name].driver, self._has_sample)
         if getattr(options, "client_id", None) == "" and self._gateway:
             options = msgspec.structs.replace(options, client_id=f"forebay-{self._gateway}-{name}")
         built = driver(name, options, partial(self._deliver, name), self._now_ns, probe=probe)
-        return Source(name, profile, codec, limits, self._resolve, built)
+        return Source(name, profile, codec, limits, self._resolve, built, self._has_sample)
 
     async def replace(self, sources: list[Source], limits: IntakeLimits) -> None:
         """Go on with these sources alone, made by `build`; to be called while nobody drains.
@@ -465,9 +523,12 @@ class Intake:
         self.waiting_bytes = sum(piece.size_bytes for piece in self._pieces)
         before, self.sources = self.sources, {source.name: source for source in sources}
         self._limits = limits
+        self.unconfirmed |= {s.session: s.unconfirmed.state() for s in before.values() if s.name not in stay}
         for source in sources:
             if source.name in before:
                 source.follow(before[source.name])
+            if source.name not in stay:
+                self._recognise(source)
             source.attach()
             if source.name not in stay:
                 if self.paused:
@@ -505,9 +566,11 @@ class Intake:
 
     def _deliver(self, name: str, delivery: Delivery) -> None:
         source = self.sources[name]
+        if not delivery.payloads and not len(source.unconfirmed):
+            return  # the sender has forgotten what it sent before, and so have we
         piece = source.decode(delivery)
         self._put(piece)
-        if source.watchers:
+        if source.watchers and delivery.payloads:
             _show(source, delivery, piece)
         if not self.paused and (
             self.waiting_samples >= self._limits.max_samples or self.waiting_bytes >= self._limits.max_bytes
@@ -641,7 +704,7 @@ def _join(pieces: list[Piece]) -> Drained:
             drained.settles.append(partial(_settle, piece))
         if piece.marks is not None:
             piece.source.unconfirmed.hold(piece.marks, piece.digests)
-            drained.repeating[piece.source.name] = piece.source.unconfirmed
+            drained.repeating[piece.source.session] = piece.source.unconfirmed
     return drained
 
 

@@ -2,7 +2,8 @@
 
 What is replayed goes into the same commit that removes the letter. A device's message enters as a new delivery: its
 samples are produced anew, while its one rejection stays counted. A frame goes back into the outbox under its own
-identity and answers for no samples, since they are counted as `refused`: so the account balances in both cases.
+identity and answers for no samples, since they are counted as `refused`: so the account balances in both cases. One of
+an earlier store (edge/salvage.py) goes as it is too, under a number of this one: its points keep their keys.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from devices.wire.topics import digest
 from edge.custody import Custody, DeadLetter, OutboxRow
 from edge.intake import Intake
 from edge.pump import Pump
-from edge.store import StoreThread
+from edge.salvage import taken_over
+from edge.seal import Sealer
+from edge.storethread import StoreThread
 from edge.uplink import Uplink
 
 UPLINK = "uplink"
@@ -27,11 +30,13 @@ _LEAVES = {AlarmBody: "alarm", SummaryBody: "data", Changes: "data", RawBody: "r
 class Letters:
     """The dead letters of the running gateway."""
 
-    def __init__(self, store: StoreThread, epoch: int, intake: Intake, pump: Pump, uplink: Uplink) -> None:
+    pump: Pump
+    """That of the newest configuration; what is given to one that is handing over, the next one takes with the rest."""
+
+    def __init__(self, store: StoreThread, sealer: Sealer, intake: Intake, uplink: Uplink) -> None:
         self._store = store
-        self._epoch = epoch
+        self._sealer = sealer
         self._intake = intake
-        self._pump = pump
         self._uplink = uplink
         self._replayed: set[int] = set()
         """Their commit may still be under way."""
@@ -66,17 +71,17 @@ class Letters:
             frame = decode(letter.payload, FrameLimits())
         except FrameError as error:
             return f"the frame cannot be read: {error}"
-        header = frame.header
-        if header.epoch != self._epoch:
-            return "the frame is of an earlier store, under whose name nothing is sent any more"
-        if self._uplink.outbox.find(header.seq) is not None:
+        header, leaf = frame.header, _LEAVES.get(type(frame.body), "state")
+        if header.epoch != self._sealer.epoch:
+            seq = self._sealer.take_seq()
+            row, _ = taken_over(seq, leaf, header.lane, header.created_ns, letter.payload)
+        elif self._uplink.outbox.find(header.seq) is not None:
             return f"frame {header.seq} waits in the outbox already"
-        lane = self._uplink.outbox.lane_back(header.seq, header.lane)
-        leaf = _LEAVES.get(type(frame.body), "state")
-        identity = digest(letter.payload)
-        custody = Custody.none().pack()
-        row = OutboxRow(header.seq, lane, leaf, header.created_ns, identity, custody, len(letter.payload))
-        self._pump.bring_back(row, letter.payload, letter.id)
+        else:
+            lane = self._uplink.outbox.lane_back(header.seq, header.lane)
+            identity, custody = digest(letter.payload), Custody.none().pack()
+            row = OutboxRow(header.seq, lane, leaf, header.created_ns, identity, custody, len(letter.payload))
+        self.pump.bring_back(row, letter.payload, letter.id)
         return ""
 
 

@@ -84,6 +84,12 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._lane_of) + len(self._leaving)
 
+    def resize(self, window_bytes: int) -> None:
+        """Other windows from now on; what is below a send limit stays there."""
+        self._window_limit = window_bytes
+        for lane in self._lanes.values():
+            lane.pace.most_bytes = window_bytes
+
     # -- what there is -------------------------------------------------------------------------------
 
     def staying(self) -> list[OutboxRow]:

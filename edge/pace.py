@@ -23,7 +23,7 @@ class Pace:
     def __init__(self, most_bytes: int) -> None:
         self.window_bytes = 0
         """On their way at most; 0: one frame."""
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._delay_s = 0.0
         """What receipts took lately, from the first publication on this link."""
         self._slowed_at_s = 0.0
@@ -33,7 +33,7 @@ class Pace:
         delay_s = now_s - sent_s
         self._delay_s = delay_s if not self._delay_s else self._delay_s + (delay_s - self._delay_s) * SMOOTHING
         if delay_s <= SOON_S:
-            self.window_bytes = min(self.window_bytes + size_bytes, self._most_bytes)
+            self.window_bytes = min(self.window_bytes + size_bytes, self.most_bytes)
         else:
             self.late(sent_s, now_s)
 

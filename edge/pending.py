@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from devices.model import Bytes, SampleBatch, SeriesSpec
+from devices.model import Bytes, Int64s, SampleBatch, SeriesSpec
 from edge import journal
 from edge.clock import Anchor
 from edge.custody import BuriedFrame, Commit, DeadLetter, OutboxRow
 from edge.held import Step
 from edge.identity import has_time
 from edge.ledger import Deltas
+from edge.operators import Operators
 from edge.redelivery import Unconfirmed
 from edge.seal import Sealed
+
+SAMPLES_MAX = 4096
+"""The pump runs ahead of the store by at most this; without the wait the store's thread never gets the GIL."""
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class Pending:
     """Sources whose brokers may send again what is in it."""
     unconfirmed: dict[str, bytes] = field(default_factory=dict)
     """Their state when the commit began."""
+    born_ns: int = 0
+    """The store followed one set aside, and a trusted clock has now told when."""
 
     def is_worth_it(self) -> bool:
         """False: only ticks without consequences, which the next block may as well hold."""
@@ -97,6 +103,18 @@ class Pending:
         self.verdicts.append(verdict)
         self.samples += len(batch)
 
+    def count(self, operators: Operators, deltas: Deltas) -> None:
+        """Move samples in the ledger now, and again when the block is replayed."""
+        operators.apply(deltas)
+        self.deltas.extend(deltas)
+
+    def move_samples(self, counts: Int64s) -> None:
+        """`counts` int64[series]: add the samples of frames that come into the outbox, less those that leave it."""
+        for row, _ in self.frames:
+            np.add.at(counts, row.custody.series, row.custody.samples)
+        for row in (*self.removed, *self.merged):
+            np.subtract.at(counts, row.custody.series, row.custody.samples)
+
     def take_removals(self, later: Pending) -> None:
         """What has left the outbox since leaves it with this commit, which may need the room."""
         self.removed += later.removed
@@ -124,6 +142,7 @@ class Pending:
             replayed=self.replayed,
             trim_journal_to=self.trim_journal_to,
             unconfirmed=self.unconfirmed,
+            born_ns=self.born_ns,
         )
         if self.batches or self.ticks or self.step or self.deltas or self.sealed or self.changed:
             self._build_block(commit)

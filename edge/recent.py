@@ -39,9 +39,8 @@ class Recent:
             self._series[at], self._time_ns[at], self._value[at] = part.series, part.time_ns, part.value
             self._next = int(at[-1] + 1) % rows
 
-    def find(self, series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
-        """Times and values of a series' samples in a span, in any order."""
+    def find(self, series: int, times_ns: Int64s) -> tuple[Int64s, Floats]:
+        """Times and values of a series' samples that have one of these times, in any order."""
         found = np.flatnonzero(self._series == series)
-        times = self._time_ns[found]
-        found = found[(times >= lo_ns) & (times <= hi_ns)]
+        found = found[np.isin(self._time_ns[found], times_ns)]
         return self._time_ns[found], self._value[found]

@@ -9,7 +9,8 @@ What can be wrong, and what becomes of it
                                               the account begins with what is waiting
   a damaged block of the journal              left out: its samples are lost to windows that were open
   any other damage of the file                the file is set aside whole, and an empty one is begun, into which the
-                                              frames that can be read are taken over (edge/salvage.py)
+                                              frames and dead letters that can be read are taken over
+                                              (edge/salvage.py)
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from edge.identity import History
 from edge.operators import Operators, series_of
 from edge.recent import ROWS, Recent
 from edge.salvage import salvage
-from edge.store import Store, is_damage
+from edge.store import Store
+from edge.storefile import is_damage
 
 log = logging.getLogger("forebay.recovery")
 

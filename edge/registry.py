@@ -30,8 +30,21 @@ class Registry:
                 return "series_limit"
             return self._add(spec)
         if self._operators.specs[index] != spec:
-            self.changed[index] = spec
+            self.change(index, spec)
         return index
+
+    def change(self, index: int, spec: SeriesSpec) -> None:
+        """Other settings for a series, from the end of a block on."""
+        self.changed[index] = spec
+
+    def unheard(self) -> list[tuple[int, SeriesSpec]]:
+        """Series of which nothing ever came."""
+        known = enumerate(self._operators.specs)
+        return [(index, spec) for index, spec in known if spec.channel and not self.has_sample(index)]
+
+    def has_sample(self, index: int) -> bool:
+        """Whether anything ever came of the series, whatever became of it."""
+        return bool(self._operators.ledger.produced[index])
 
     def device_account(self, device: str) -> int:
         """The series that stands for what a device sent before it had a channel (its channel is "")."""

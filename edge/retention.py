@@ -79,21 +79,25 @@ def plan(
     when_full: str,
     cannot_merge: set[int],
     urgent: bool = False,
+    planned_bytes: int = 0,
 ) -> Plan:
     """What should go now.
 
     `journal`: its oldest blocks, oldest first; `snapshot_block`: the last that the last whole snapshot
     covers; `outbox`: frames that may go, oldest first; `held`: seqs of those that were never published;
     `cannot_merge`: those that merging makes no smaller; `urgent`: a commit found the store full, so nothing can
-    wait for a snapshot.
+    wait for a snapshot; `planned_bytes`: though it was to trim so many, which is therefore not enough.
     """
     result = Plan()
-    excess = usage.used_bytes - int(usage.limit_bytes * AIM) if usage.used_bytes > usage.limit_bytes * START else 0
+    excess = 0
+    if usage.used_bytes > usage.limit_bytes * START:
+        excess = usage.used_bytes + planned_bytes - int(usage.limit_bytes * AIM)
     beyond = usage.journal_bytes - int(keep.size_bytes * (1 - STEP)) if usage.journal_bytes > keep.size_bytes else 0
+    trim_most, drop_most = planned_bytes + TRIM_BYTES_PER_COMMIT, planned_bytes + DROP_BYTES_PER_COMMIT
     freed = 0
     for block in journal:
         is_old = now_ns - block.high_ns > keep.span_ns
-        if (freed >= max(excess, beyond) and not is_old) or freed >= TRIM_BYTES_PER_COMMIT:
+        if (freed >= max(excess, beyond) and not is_old) or freed >= trim_most:
             break
         if block.id > snapshot_block:
             beyond_snapshot = usage.journal_bytes - freed
@@ -101,7 +105,7 @@ def plan(
             break
         result.trim_journal_to, result.trim_journal_ns = block.id, block.high_ns
         freed = result.trim_bytes = freed + block.size_bytes
-    if not excess or freed >= excess or freed >= TRIM_BYTES_PER_COMMIT or (result.want_snapshot and not urgent):
+    if not excess or freed >= excess or freed >= trim_most or (result.want_snapshot and not urgent):
         return result
     if when_full == "block":
         result.full = True
@@ -111,7 +115,7 @@ def plan(
         if result.merge:
             return result
     for row in sorted(outbox, key=lambda row: _value(row, row.seq in held)):
-        if freed >= min(excess, DROP_BYTES_PER_COMMIT):
+        if freed >= min(excess, drop_most):
             break
         result.drop.append(row)
         freed += row.size_bytes

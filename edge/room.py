@@ -7,19 +7,19 @@ was merged comes, with one transaction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from devices.errors import FrameError
-from devices.model import DROP_POLICIES, SeriesSpec
+from devices.model import DROP_POLICIES
 from devices.wire.frame import FrameLimits, SummaryBody
 from devices.wire.frame import decode as decode_frame
 from edge import degrade, retention
 from edge.custody import Commit, JournalRow, OutboxRow, Usage
 from edge.kernels.settle import settle_entry
 from edge.ledger import Deltas
+from edge.operators import Operators
 from edge.outage import PAGE_BYTES, row_pages_bytes
 from edge.outbox import Outbox
 from edge.pending import Pending
@@ -51,18 +51,15 @@ class Room:
         store: ReadablePort,
         outbox: Outbox,
         sealer: Sealer,
-        specs: list[SeriesSpec],
-        account: Callable[[Pending, Deltas], None],
+        operators: Operators,
         *,
         when_full: str,
         keep: retention.Keep,
     ) -> None:
-        """`account` counts in the ledger, and in the block of the commit."""
         self._store = store
         self._outbox = outbox
         self._sealer = sealer
-        self._specs = specs
-        self._account = account
+        self._operators = operators
         self._when_full = when_full
         self.keep = keep
         self._cannot_merge: set[int] = set()
@@ -76,7 +73,8 @@ class Room:
         """Before it the journal may know nothing, once all that was planned is done."""
 
     async def make(self, pending: Pending, usage: Usage, now_ns: int, snapshot_block: int, *, is_full: bool) -> None:
-        """Let go with this commit what the plan names. `is_full`: a commit has just failed for want of room.
+        """Let go with this commit what the plan names. `is_full`: a commit has just failed for want of room, though
+        this one was to trim what it has planned until now: more is needed.
 
         Raises StoreError where the store cannot be read.
         """
@@ -95,6 +93,7 @@ class Room:
             self._when_full,
             self._cannot_merge,
             urgent=is_full,
+            planned_bytes=pending.trim_bytes if is_full else 0,
         )
         self.wants_snapshot = plan.want_snapshot
         if plan.full and not self.blocked:
@@ -164,7 +163,7 @@ class Room:
                 summaries.append(body.rows)
         if not before:
             return
-        window_ns = np.array([spec.window_ns for spec in self._specs], np.int64)
+        window_ns = np.array([spec.window_ns for spec in self._operators.specs], np.int64)
         merged = degrade.merge(np.concatenate(summaries), window_ns)
         settle_entry(merged)
         after = list(self._sealer.backlog(merged, now_ns))
@@ -188,5 +187,5 @@ class Room:
                 (s, policy, n) for s, n in zip(custody.series.tolist(), custody.samples.tolist(), strict=True) if n
             ]
             total += sum(n for _, _, n in counts)
-            self._account(pending, Deltas(dropped=counts))
+            pending.count(self._operators, Deltas(dropped=counts))
         log.error("the store is full: dropped the %d oldest frames (%d samples)", len(rows), total)

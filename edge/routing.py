@@ -13,6 +13,7 @@ that are not kept (the tables are full) are looked up again each time; they neve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
@@ -28,8 +29,12 @@ Origin: TypeAlias = Callable[[str], "tuple[str, str] | None"]
 Account: TypeAlias = "int | str"
 """Whose account a rejected sample goes to: a series, or a device (by its name) where there is no series."""
 
+log = logging.getLogger("forebay.routing")
+
 NAMELESS_CHANNEL: Final = "value"
 """The channel of a single value that neither topic nor codec names."""
+_UNKNOWN_SAID: Final = 10
+"""Channels of a source that the profile lacks, and that the log names: a device may send hundreds."""
 _ROOM_CHARACTERS: Final = 128
 """A route takes some 500 bytes; a longer name takes the room of several."""
 _KEPT_CHARACTERS: Final = 512
@@ -62,6 +67,8 @@ class Router:
         self._kept = 0
         self._devices: dict[tuple[str, str], Routes] = {}
         self._known: set[str] = set()
+        self._unknown: set[str] = set()
+        """Channels that the log has named."""
         self._detours: dict[Refusal | Word, int] = {}
         self.detours: list[Refusal | Word] = []
         self.topics = _TopicRoutes(self)
@@ -136,7 +143,33 @@ class Router:
             if plain >= 0:
                 bits.append((plain, -1))
             return self._detour(Word(tuple(bits)))
-        return plain if plain >= 0 else self.refuse(device, refused)
+        if plain >= 0:
+            return plain
+        if refused == "unknown_channel":
+            self._say_unknown(device, channel)
+        return self.refuse(device, refused)
+
+    def _say_unknown(self, device: str, channel: str) -> None:
+        if channel in self._unknown or len(self._unknown) == _UNKNOWN_SAID:
+            return
+        self._unknown.add(channel)
+        log.warning(
+            "source %s: profile %s has no channel %r, which device %r sends: it is rejected as unknown_channel; to keep "
+            "it, add it to the profile%s",
+            *(self._source, self._profile.id, channel[:_ROOM_CHARACTERS], device[:_ROOM_CHARACTERS]),
+            " (no more such channels are named here)" if len(self._unknown) == _UNKNOWN_SAID else "",
+        )
+
+    def refused(self, reason: str) -> list[str]:
+        """Channels that came and were refused so, as far as they are remembered."""
+        return sorted(
+            {
+                ".".join(part for part in (prefix, key) if part)
+                for (_, prefix), routes in self._devices.items()
+                for key, route in routes.items()
+                if route < 0 and isinstance(refusal := self.detours[-route - 1], Refusal) and refusal.reason == reason
+            }
+        )
 
     def refuse(self, device: str, reason: str) -> int:
         """The route of what is rejected."""

@@ -45,7 +45,7 @@ class Sealer:
 
     def __init__(self, gateway: str, epoch: int, next_seq: int, specs: list[SeriesSpec]) -> None:
         self._gateway = gateway
-        self._epoch = epoch
+        self.epoch = epoch
         self._next_seq = next_seq
         self._specs = specs
         self._wire: dict[int, tuple[SeriesSpec, WireSeries]] = {}
@@ -89,9 +89,14 @@ class Sealer:
     def state(self, body: Inventory | Heartbeat, now_ns: int) -> Sealed:
         return self._seal(Lane.LIVE, "state", now_ns, [], body, Custody.none())
 
-    def _seal(self, lane: Lane, leaf: str, now_ns: int, table: list[WireSeries], body: Any, custody: Custody) -> Sealed:
+    def take_seq(self) -> int:
+        """A number that no frame has had, and none will have but the one that it is taken for."""
         seq, self._next_seq = self._next_seq, self._next_seq + 1
-        frame = encode(Frame(Header(self._gateway, self._epoch, seq, lane, now_ns), table, body))
+        return seq
+
+    def _seal(self, lane: Lane, leaf: str, now_ns: int, table: list[WireSeries], body: Any, custody: Custody) -> Sealed:
+        seq = self.take_seq()
+        frame = encode(Frame(Header(self._gateway, self.epoch, seq, lane, now_ns), table, body))
         return OutboxRow(seq, lane, leaf, now_ns, digest(frame), custody.pack(), len(frame)), frame
 
     def _table(

@@ -6,6 +6,29 @@
 
 Which frames there are and which may go, edge/outbox.py says; this module waits, publishes, and takes answers.
 
+A frame, from its commit to the one that removes it:
+
+    held ── a commit raises the send limit ──▶ due ── publish ──▶ published ── receipt ──▶ leaving ── commit ──▶ gone
+      │                                         ▲                   │    │                    ▲
+      │                                         ├── PUBACK 0x10 ────┤    └─ five times: slow ─┤ published again at
+      │                                         ├── link lost ──────┤                         │ times, until a receipt
+      │                                         └── no receipt ─────┘                         │
+      └── the store fills: merged, or dropped (then published ones as well) ──────────────────┘
+
+Any other PUBACK changes nothing in this; with 0x10, "nobody is subscribed", the broker has thrown the frame away.
+What a receipt says (stored, rejected in part, refused: a dead letter), edge/receipts.py moves into the ledger. Of a
+frame that was dropped after it was published the receipt may still come, and is taken.
+
+The link, and when frames go over it:
+
+    away ── CONNACK ──▶ open ── PUBACK 0x10 ──▶ nobody listens ── PUBACK 0, a receipt, CONNACK ──▶ open
+      ▲                  │                            │
+      └────── lost ──────┴────────────────────────────┘
+
+    away              no send limit rises: what is held may be merged
+    open              what is due goes, by lane, within `max_rate`, the window and the month's budget (edge/budget.py)
+    nobody listens    the smallest frame of each topic now and again, 1 s to 30 s apart; all others wait
+
 What a crash leaves, by where it comes (in the store; nothing else outlives the process). A PUBACK frees nothing.
   between ... and ...                      what is on the disk           what the next start does
   the frame's commit  its send limit       the frame, held               holds it: it may still be merged or dropped
@@ -16,9 +39,6 @@ What a crash leaves, by where it comes (in the store; nothing else outlives the 
   the receipt         the commit after it  the same                      the same; the second receipt ends it
   the commit          -                    nothing of it                 a receipt that comes late matches no frame
   a month's bytes     the commit after     the account without them      counts at most the last commit's bytes too few
-
-Nobody listens: where the broker says so (reason 0x10) it has thrown the frame away. Then one frame, the
-smallest of each topic, is published now and again, until somebody does; all others wait for that.
 """
 
 from __future__ import annotations
@@ -40,6 +60,7 @@ from devices.wire.topics import Correlation, parse_correlation
 from edge.budget import MonthBudget, Stage, TokenBucket
 from edge.custody import OutboxRow
 from edge.outbox import Flight, Outbox
+from edge.twins import Twins
 from edge.underway import Underway
 
 log = logging.getLogger("forebay.uplink")
@@ -107,6 +128,7 @@ class Uplink:
         """Why the broker takes no frames, as a sentence; "" while it does."""
         self.reopened = False
         """The way is open again: until the pump has moved the backlog to its lane."""
+        self.twins = Twins(gateway)
         self._gateway = gateway
         self._epoch = epoch
         self._read_frames = read_frames
@@ -116,7 +138,7 @@ class Uplink:
         self.stage = Stage.FREE
         """What the month's budget allows."""
         self.release = False
-        """What was held to be merged may go, with the next commit (edge/pump.py)."""
+        """What was held to be merged may go, with the next commit (edge/committer.py)."""
         self._now_ns = now_ns
         self._random = random_source or random.Random()
         self._wake = asyncio.Event()
@@ -179,6 +201,34 @@ class Uplink:
         """The receipts since the last call; their frames are to be removed by the next commit."""
         answers, self._answers = self._answers, []
         return answers
+
+    # -- a reload ------------------------------------------------------------------------------------
+
+    def adjust(
+        self,
+        *,
+        window_bytes: int,
+        receipt_timeout_s: float,
+        max_rate_bytes_per_s: float,
+        month: MonthBudget | None,
+    ) -> None:
+        """Other settings from now on; what is on its way stays on its way."""
+        self.outbox.resize(window_bytes)
+        self._receipt_timeout_s = receipt_timeout_s
+        self._bucket.rate_bytes_per_s = max_rate_bytes_per_s
+        if month is not None and month is not self.month and self.link is not None:
+            month.count_from(self.link.bytes_in, self.link.bytes_out)
+        self.month = month
+        if month is None:
+            self._enter(Stage.FREE)
+        self._wake.set()
+
+    def relink(self, link: Link) -> None:
+        """Publish over this link from now on; the one before it has ended."""
+        self._look_at_month(asyncio.get_running_loop().time())
+        self.link = link
+        if self.month is not None:
+            self.month.count_from(link.bytes_in, link.bytes_out)
 
     # -- the session's side --------------------------------------------------------------------------
 
@@ -245,7 +295,10 @@ class Uplink:
     def _receipt(self, told: Correlation, payload: bytes) -> None:
         waits = self.outbox.find(told.seq)
         row = waits or self.outbox.given_up(told.seq)
-        if row is None or told.epoch != self._epoch or told.digest != row.digest:
+        if told.epoch != self._epoch or (row is not None and told.digest != row.digest):
+            self._not_ours(told)
+            return
+        if row is None:
             return
         receipt = decode_receipt(payload)
         self._is_taken(told.seq)
@@ -258,6 +311,11 @@ class Uplink:
         if self.nobody_listens:
             self._heard()
         self.answered.set()
+
+    def _not_ours(self, told: Correlation) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self.twins.answered(told.epoch, told.seq, now_s):
+            log.error("%s", self.twins.sentence(now_s))
 
     # -- publishing ----------------------------------------------------------------------------------
 
@@ -278,10 +336,15 @@ class Uplink:
     def _look_at_month(self, now_s: float) -> None:
         if self.month is None or self.link is None:
             return
-        was, self.stage = self.stage, self.month.look(self._now_ns(), now_s, self.link.bytes_in, self.link.bytes_out)
+        was = self.stage
+        self._enter(self.month.look(self._now_ns(), now_s, self.link.bytes_in, self.link.bytes_out))
         if self.stage != was:
             log.log(logging.WARNING if self.stage > was else logging.INFO, "%s", self.month.sentence())
-            self.reopened |= self.stage < was  # what was held is backlog
+
+    def _enter(self, stage: Stage) -> None:
+        if stage != self.stage:
+            self.reopened |= stage < self.stage  # what was held is backlog
+            self.stage = stage
             self.answered.set()
 
     async def _publish_due(self, loop: asyncio.AbstractEventLoop) -> float:

@@ -5,6 +5,7 @@ Plain functions of the daemon's parts, called when somebody asks; nothing is com
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ from edge.report import SOFTWARE
 from edge.store import Store
 from edge.uplink import Uplink
 
+NOBODY_LISTENS = (
+    "no ingester is subscribed at the broker, and frames are kept: does forebay-cloud run, with this broker?"
+)
 RATE_S = 1.0
 """Rates are those of the last stretch of at least this long."""
 
@@ -71,7 +75,8 @@ class Views:
 
     def ready(self) -> str:
         """ "" once samples can be taken in and committed."""
-        return self._pump.store_error or ("" if self._pump.commits else "nothing has been committed yet")
+        committer = self._pump.committer
+        return committer.store_error or ("" if committer.commits else "nothing has been committed yet")
 
     def status(self) -> dict[str, Any]:
         """The state as JSON; docs/configuration.md does not bind it, `forebay-edge status` prints it."""
@@ -79,17 +84,20 @@ class Views:
         pump, uplink, session = self._pump, self._uplink, self._session
         outbox = uplink.outbox
         self._rates.look(now_s, pump.samples, uplink.frames_published)
-        usage = pump.committed.usage
+        usage = pump.committer.committed.usage
         oldest_ns = outbox.oldest_held_ns()
         return {
             "gateway": self._config.gateway,
             "software": SOFTWARE,
+            "pid": os.getpid(),
             "kernels": kernels.backend,
             "uptime_s": now_s - self._started_s,
             "ready": not self.ready(),
             "link": {
                 "connected": session.connected,
-                "error": session.error or uplink.refusal,
+                "error": session.error or uplink.refusal or (NOBODY_LISTENS if uplink.nobody_listens else ""),
+                "tried_ago_s": session.tried_ago_s,
+                "next_try_in_s": session.next_try_in_s,
                 "nobody_listens": uplink.nobody_listens,
                 "bytes_in": session.bytes_in,
                 "bytes_out": session.bytes_out,
@@ -103,8 +111,8 @@ class Views:
                 "outbox_bytes": outbox.size_bytes,
                 "slow_frames": len(outbox.slow()),
                 "when_full": self._config.store.when_full,
-                "blocked": pump.blocked,
-                "error": pump.store_error,
+                "blocked": pump.room.blocked,
+                "error": pump.committer.store_error,
             },
             "outage": self._outage(),
             "month": self._month(),
@@ -125,7 +133,7 @@ class Views:
         }
 
     def _outage(self) -> dict[str, Any]:
-        budget_s = self._pump.outage_budget_s()
+        budget_s = self._pump.committer.outage_budget_s()
         known = budget_s == budget_s
         return {
             "budget_s": budget_s if known else None,
@@ -174,7 +182,7 @@ class Views:
         since = datetime.fromtimestamp(clock.since_ns / 1e9, UTC)
         return {
             "trusted": clock.trusted,
-            "why": clock.why,
+            "why": clock.ground(),
             "since": since.isoformat(timespec="seconds"),
             "ahead_s": clock.ahead_ns() / 1e9,
             "held": self._operators.held.samples,
@@ -236,7 +244,7 @@ class Views:
                 "forebay_outage_budget_seconds",
                 "gauge",
                 "How long the link may be away before data are merged, dropped or wait",
-                pump.outage_budget_s(),
+                pump.committer.outage_budget_s(),
             ),
             *self._month_metrics(),
             *family("forebay_uplink_connected", "gauge", "1 while the broker is connected", int(link["connected"])),
@@ -244,13 +252,13 @@ class Views:
             *family("forebay_uplink_sent_bytes_total", "counter", "Bytes written to the uplink", link["bytes_out"]),
             *family("forebay_frames_published_total", "counter", "Frames published", uplink.frames_published),
             *family("forebay_frames_receipted_total", "counter", "Frames receipted", uplink.frames_receipted),
-            *family("forebay_commits_total", "counter", "Commits of the store", pump.commits),
+            *family("forebay_commits_total", "counter", "Commits of the store", pump.committer.commits),
             *self._source_metrics(status["sources"]),
-            *pump.commit_seconds.lines("forebay_commit_seconds", "Duration of a commit"),
-            *pump.arrival_to_commit_seconds.lines(
+            *pump.committer.commit_seconds.lines("forebay_commit_seconds", "Duration of a commit"),
+            *pump.committer.arrival_to_commit_seconds.lines(
                 "forebay_arrival_to_commit_seconds", "From the arrival of a batch's first sample to its commit"
             ),
-            *pump.created_to_receipt_seconds.lines(
+            *pump.receipts.created_to_receipt_seconds.lines(
                 "forebay_frame_to_receipt_seconds", "From the making of a frame to its receipt"
             ),
         ]

@@ -65,9 +65,12 @@ def run(
         while wait_for and not stop.is_set() and fetch(wait_for) is None:
             stop.wait(0.05)
         fleet.run(stop, seconds if seconds is not None else float("inf"))
+        missing = fleet.unacknowledged
     finally:
         fleet.close()
     typer.echo(f"{fleet.sent} messages sent; the record is in {folder}")
+    if missing:
+        _fail(f"{missing} of them were not acknowledged by {broker}: does that broker run, and take them?")
 
 
 @app.command()
@@ -173,6 +176,8 @@ def score_command(
         stored = InfluxStored(sink, database, os.environ.get("FOREBAY_INFLUXDB_TOKEN", ""), gateway)
     else:
         stored = SqliteStored(Path(sink), gateway)
+    if not RecordReader(record).is_ready():
+        _fail(f"{record} holds no record: name the --folder of a `forebay-sim run`")
     account = _or_say_why(lambda: score(RecordReader(record).by_series(), read_truth(record / "truth.jsonl"), stored))
     account.sink = sink
     typer.echo(msgspec.json.format(msgspec.json.encode(account)).decode())

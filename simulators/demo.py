@@ -25,7 +25,7 @@ from simulators.parts import Service, SinkPart, edge_service, ingester_service, 
 from simulators.processes import Process, ProcessError
 from simulators.records import RecordReader
 from simulators.scenario import Scenario, load_scenario
-from simulators.score import ProcessScore, Report, Seen, is_settled, score
+from simulators.score import AlarmScore, ProcessScore, Report, Seen, is_settled, score
 from simulators.servers import Broker
 from simulators.stored import SinkUnreadable, StoredSink
 
@@ -213,6 +213,7 @@ class Demo:
         deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
         elapsed_s = time.monotonic() - started_s
         self.display.say(f"{elapsed_s:4.0f} s  the simulators have stopped; waiting until everything is in the sink")
+        self.display.say("        (what no longer sends is reported as silent: alarms that open now are meant to)")
         records = record.by_series()
         settled = False
         while time.monotonic() < deadline_s:
@@ -287,14 +288,21 @@ def closing_report(report: Report, first_point_s: float | None) -> Iterator[str]
     yield f"ran {report.seconds:.0f} s into {report.sink}; the first point was there after {_shown(first_point_s)} s"
     yield (
         f"samples   {report.produced} sent: {report.stored} stored, {report.waiting} waiting, "
-        f"rejected {rejected} (of {report.spoiled} sent broken), dropped {dropped}"
+        f"rejected {rejected} (of {report.spoiled} sent broken on purpose), dropped {dropped}"
     )
-    yield f"account   {report.lost} lost, {report.doubled} doubled, {report.altered} altered"
     yield (
-        f"alarms    {alarms.raised} of {alarms.expected} raised, {alarms.missed} missed, {alarms.false_} false; "
-        f"from sample to sink p50 {_shown(latency.p50)} ms, p99 {_shown(latency.p99)} ms "
-        f"({alarms.delayed} more in the outage)"
+        f"account   {report.lost} lost, {report.doubled} doubled, {report.altered} altered, "
+        "by the simulators' own record of what they sent"
     )
+    yield (
+        f"alarms    {alarms.expected} faults had to raise one: {alarms.raised} in time, {alarms.missed} missed; "
+        f"of {alarms.opened} that opened {alarms.false_} false"
+    )
+    yield (
+        f"          from sample to sink p50 {_shown(latency.p50)} ms, p99 {_shown(latency.p99)} ms; "
+        f"{alarms.delayed} waited for the end of the outage"
+    )
+    yield from _open_at_the_end(alarms)
     yield (
         f"bytes     {report.bytes.json_in} of JSON in, {report.bytes.uplink} on the uplink, "
         f"{_shown(report.bytes.ratio)} times fewer "
@@ -305,6 +313,17 @@ def closing_report(report: Report, first_point_s: float | None) -> Iterator[str]
             f"{name:9} ready in {process.ready_s:.2f} s, {process.cpu_us_per_sample} us of CPU a sample, "
             f"RSS {process.rss_bytes / 2**20:.0f} MiB"
         )
+
+
+def _open_at_the_end(alarms: AlarmScore) -> Iterator[str]:
+    """Why there still are alarms when all is over."""
+    said = []
+    if alarms.still_open:
+        said.append(f"{alarms.still_open} of them, for faults of the last seconds")
+    if alarms.silent:
+        said.append(f"{alarms.silent} more say that a device is silent, since the simulators have stopped")
+    if said:
+        yield f"          open at the end: {'; '.join(said)}"
 
 
 def _shown(number: float | None) -> str:

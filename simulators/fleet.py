@@ -170,6 +170,11 @@ class Fleet:
             self._send(message)
         self._settle()
 
+    @property
+    def unacknowledged(self) -> int:
+        """Messages that no broker has taken."""
+        return sum(publisher.unacknowledged for publisher in self._publishers)
+
     def close(self) -> None:
         for port in self._ports.values():
             port.close()

@@ -100,6 +100,8 @@ def _rows(vitals: Vitals, before: Vitals | None, alarms_seen: int) -> list[tuple
     if before is not None:
         pace = (lines - before.metrics.get("forebay_ingest_stored_lines_total", 0.0)) / (vitals.time_s - before.time_s)
     link = "connected" if vitals.of("link", "connected") else f"down ({vitals.of('link', 'error') or 'not connected'})"
+    if vitals.of("link", "connected") and vitals.of("link", "nobody_listens"):
+        link = "connected; the ingester is not yet"
     outbox = f"{vitals.of('store', 'outbox_frames') or 0} frames, {_size(vitals.of('store', 'outbox_bytes') or 0)}"
     return [
         ("edge", f"{vitals.of('rates', 'samples_per_s') or 0:.0f} samples/s in"),

@@ -52,13 +52,18 @@ def sink_part(choice: str, folder: Path, gateway: str) -> SinkPart:
     if choice in ("influxdb1", "influxdb2"):
         server = InfluxServer(folder / "influxdb", "1.8" if choice == "influxdb1" else "2.7")
         server.start()
-        stored = InfluxStored(server.url, server.database, server.token, gateway)
-        if choice == "influxdb1":
-            toml = _sink(server.url, database=server.database, user=server.user, password_env=PASSWORD_VARIABLE)
-            return SinkPart(choice, toml, stored, server, {PASSWORD_VARIABLE: server.password})
-        toml = _sink(server.url, org=server.org, bucket=server.database, token_env=TOKEN_VARIABLE)
-        return SinkPart(choice, toml, stored, server, {TOKEN_VARIABLE: server.token})
+        return influxdb_part(server, gateway)
     return _running_influxdb(choice, gateway)
+
+
+def influxdb_part(server: InfluxServer, gateway: str) -> SinkPart:
+    """One that was started here."""
+    stored = InfluxStored(server.url, server.database, server.token, gateway)
+    if server.version == "1.8":
+        toml = _sink(server.url, database=server.database, user=server.user, password_env=PASSWORD_VARIABLE)
+        return SinkPart("influxdb1", toml, stored, server, {PASSWORD_VARIABLE: server.password})
+    toml = _sink(server.url, org=server.org, bucket=server.database, token_env=TOKEN_VARIABLE)
+    return SinkPart("influxdb2", toml, stored, server, {TOKEN_VARIABLE: server.token})
 
 
 def _running_influxdb(address: str, gateway: str) -> SinkPart:

@@ -69,6 +69,12 @@ class AlarmScore(msgspec.Struct, rename={"false_": "false"}):
     missed: int = 0
     false_: int = 0
     delayed: int = 0
+    opened: int = 0
+    """Of them all, from the first to the last sample; those that no fault demands, but one explains, included."""
+    still_open: int = 0
+    """Of these, when the account was read."""
+    silent: int = 0
+    """Opened after the last sample, since then nothing came any more, and still open."""
     latency_ms: Latency = msgspec.field(default_factory=Latency)
 
 
@@ -271,11 +277,9 @@ def alarm_score(
     """See the module's docstring."""
     ended_ns = max((int(record.sent_ns.max()) for record in records if len(record.sent_ns)), default=0)
     devices = {record.series.device for record in records}
-    opened = [
-        alarm
-        for alarm in alarms
-        if alarm.state == "open" and alarm.device in devices and alarm.time_ns <= ended_ns  # then all are silent
-    ]
+    closed = {alarm.id for alarm in alarms if alarm.state != "open"}
+    every = [alarm for alarm in alarms if alarm.state == "open" and alarm.device in devices]
+    opened = [alarm for alarm in every if alarm.time_ns <= ended_ns]  # then all are silent
     expected = [truth for truth in truths if truth.alarm and truth.by_ns <= ended_ns]
     raised = sum(any(_is_of(alarm, truth, truth.by_ns) for alarm in opened) for truth in expected)
     explained = [
@@ -288,6 +292,9 @@ def alarm_score(
         missed=len(expected) - raised,
         false_=len(opened) - sum(explained),
         delayed=delayed,
+        opened=len(opened),
+        still_open=sum(alarm.id not in closed for alarm in opened),
+        silent=sum(alarm.id not in closed for alarm in every if alarm.time_ns > ended_ns),
         latency_ms=Latency(_percentile(prompt_ms, 50), _percentile(prompt_ms, 99)),
     )
 

@@ -5,8 +5,7 @@ Forebay   An edge as a user would write it, with windows of 1 s or 10 s, or ever
 
 Telegraf  mqtt_consumer with `qos = 1`, `persistent_session` and a client id: it then tracks each message and
           acknowledges it once its outputs have taken it, which is what its documentation offers against loss.
-          `max_undelivered_messages` (20,000) and the limits of batch and buffer are raised far above their defaults
-          (1,000, 1,000 and 10,000), so that they bound nothing here, and it flushes each second instead of each ten.
+          The rest of it is in `benchmarks/telegraf.py`.
           Times come from the message (`json_time_key`): a message that comes twice replaces its own point.
   disk buffer  `buffer_strategy = "disk"`, with `buffer_disk_sync` off, which only a power failure could tell: with it,
                one fsync a message, it took some 600 messages/s here.
@@ -23,15 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import TOPIC
+from benchmarks.path import GATEWAY, READY_TIMEOUT_S, edge_service
 from benchmarks.peers.account import MILLISECOND_NS
-from benchmarks.telegraf import find_telegraf
-from simulators.parts import PASSWORD_VARIABLE, SinkPart, ingester_service, program
+from benchmarks.telegraf import telegraf as a_telegraf
+from simulators.parts import influxdb_part, ingester_service
 from simulators.processes import Process
-from simulators.servers import Broker, InfluxServer, free_port
-from simulators.stored import InfluxStored
+from simulators.servers import Broker, InfluxServer
 
 SECOND_NS = 1_000_000_000
-READY_TIMEOUT_S = 60.0
 TOPIC_HEAD, _, TOPIC_TAIL = TOPIC.partition("press-{device}")
 
 
@@ -90,7 +88,7 @@ class Contender:
 
 
 PROFILE = """\
-name = "peers"
+name = "bench"
 version = "1"
 
 [codec]
@@ -112,40 +110,12 @@ def forebay(channel: str) -> Callable[[Path, Broker, InfluxServer, ExitStack], P
         uplink = Broker(folder / "uplink")
         ending.callback(uplink.kill)
         uplink.start()
-        sink = SinkPart(
-            "influxdb1",
-            f'url = "{influxdb.url}"\ndatabase = "{influxdb.database}"\n'
-            f'user = "{influxdb.user}"\npassword_env = "{PASSWORD_VARIABLE}"',
-            InfluxStored(influxdb.url, influxdb.database, influxdb.token, "peers"),
-            influxdb,
-            {PASSWORD_VARIABLE: influxdb.password},
-        )
-        ingester = ingester_service(folder, uplink, sink)
+        ingester = ingester_service(folder, uplink, influxdb_part(influxdb, GATEWAY))
         ending.callback(ingester.process.kill)
         ingester.process.start()
         ingester.process.wait_until(ingester.is_ready, READY_TIMEOUT_S, "ready")
-        (folder / "peers.toml").write_text(f"{PROFILE}{channel}\n")
-        config = folder / "edge.toml"
-        config.write_text(f"""\
-gateway = "peers"
-
-[uplink]
-broker = "{uplink.url}"
-
-[store]
-path = "{folder}/edge.db"
-
-[status]
-listen = "127.0.0.1:{free_port()}"
-
-[source.plant]
-driver = "mqtt"
-broker = "{sensors.url}"
-topics = ["plant/{{device}}/{{channel}}"]
-profile = "peers.toml"
-""")
-        edge = Process([program("forebay-edge"), "run", str(config)], log=folder / "edge.log")
-        return Peer(edge, ingester.process)
+        edge = edge_service(folder, sensors, uplink, f"{PROFILE}{channel}\n")
+        return Peer(edge.process, ingester.process)
 
     return make
 
@@ -154,38 +124,8 @@ def telegraf(agent: str = "", tables: str = "") -> Callable[[Path, Broker, Influ
     """`agent`: more keys of `[agent]`, which may name `{folder}`; `tables`: more plugins."""
 
     def make(folder: Path, sensors: Broker, influxdb: InfluxServer, ending: ExitStack) -> Peer:
-        config = folder / "telegraf.conf"
-        config.write_text(f"""\
-[agent]
-  interval = "1s"
-  flush_interval = "1s"
-  metric_batch_size = 5000
-  metric_buffer_limit = 200000
-  omit_hostname = true
-  quiet = true
-{agent.format(folder=folder)}
-
-[[inputs.mqtt_consumer]]
-  servers = ["tcp://{sensors.host}:{sensors.port}"]
-  topics = ["plant/#"]
-  qos = 1
-  persistent_session = true
-  client_id = "telegraf"
-  max_undelivered_messages = 20000
-  data_format = "json"
-  json_time_key = "time"
-  json_time_format = "unix_ms"
-
-{tables}
-
-[[outputs.influxdb]]
-  urls = ["{influxdb.url}"]
-  database = "{influxdb.database}"
-  username = "{influxdb.user}"
-  password = "{influxdb.password}"
-  skip_database_creation = true
-""")
-        return Peer(Process([str(find_telegraf()), "--config", str(config)], log=folder / "telegraf.log"))
+        told = agent.format(folder=folder)
+        return Peer(a_telegraf(folder, sensors, influxdb, agent=told, parser=TIMED, tables=tables))
 
     return make
 
@@ -200,6 +140,10 @@ def basicstats(period_s: int) -> str:
 """
 
 
+TIMED = """\
+  json_time_key = "time"
+  json_time_format = "unix_ms"
+"""
 DISK_BUFFER = """\
   buffer_strategy = "disk"
   buffer_directory = "{folder}/buffer"

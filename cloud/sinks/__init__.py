@@ -14,7 +14,7 @@ import msgspec
 
 
 class Sink(Protocol):
-    """Order of calls: `open`, then `write` from several tasks at once, then `close`."""
+    """Order of calls: `open`, then `write` from several tasks at once, then `close`; or `check` alone, then `close`."""
 
     Options: ClassVar[type[msgspec.Struct]]
     """The sink's own keys in `[sink]` beside `url`, with defaults."""
@@ -23,6 +23,12 @@ class Sink(Protocol):
 
     async def open(self) -> None:
         """Connect, and make sure that the database is there. Raises SinkError with what to do."""
+
+    async def check(self) -> str:
+        """What it finds, as a sentence, without changing anything: for `forebay-cloud check`, in the place of `open`.
+
+        Raises SinkError with what to do where a write would fail.
+        """
 
     async def write(self, lines: bytes) -> None:
         """Store newline-separated line protocol with timestamps in ns.

@@ -109,6 +109,28 @@ class InfluxSink:
 
     async def open(self) -> None:
         """Make the database (1.8) or see that the server answers (2.x). ConfigError: its certificates are no use."""
+        self._connect()
+        if not self._options.database:
+            await self._ask("GET", "/ping")
+            return
+        # A user who may only write cannot make a database; whether it is there, the first write says.
+        with contextlib.suppress(NotAllowed):
+            await self._make_database()
+
+    async def check(self) -> str:
+        """A write of nothing: the server looks for the bucket and at our rights all the same, and stores nothing."""
+        self._connect()
+        place = f"database {self._bucket!r}" if self._options.database else f"bucket {self._bucket!r} of {self._org!r}"
+        try:
+            await self._post(b"")
+        except ApiException as error:
+            if error.status == 404 and self._options.database:
+                return f"the server answers, and has no {place} yet: the ingester makes it, if this user may"
+            raise self._meaning(error.status or 0, error.body, error.headers) from error
+        return f"the server answers, and lets us write to the {place}"
+
+    def _connect(self) -> None:
+        """Make the client; it connects when it is used."""
         if self._client is None:
             self._client = InfluxDBClientAsync(
                 self._url,
@@ -120,12 +142,6 @@ class InfluxSink:
                 ssl_context=self._tls_context() if self._tls else None,
             )
             self._writes = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
-        if not self._options.database:
-            await self._ask("GET", "/ping")
-            return
-        # A user who may only write cannot make a database; whether it is there, the first write says.
-        with contextlib.suppress(NotAllowed):
-            await self._make_database()
 
     async def write(self, lines: bytes) -> None:
         """Store newline-separated line protocol; see the module's table for what is raised."""
@@ -133,6 +149,16 @@ class InfluxSink:
         if self._gzip:
             body = await asyncio.to_thread(gzip.compress, lines, _GZIP_LEVEL)
             encoding = {"content_encoding": "gzip"}
+        try:
+            await self._post(body, **encoding)
+        except ApiException as error:
+            if error.status == 404 and self._options.database:
+                await self._make_database()
+                raise SinkBusy(f"the database {self._bucket!r} was missing on {self._url} and has been made") from error
+            raise self._meaning(error.status or 0, error.body, error.headers) from error
+
+    async def _post(self, body: bytes, **encoding: str) -> None:
+        """One attempt. Raises ApiException for an answer that says no, SinkError for anything else but a yes."""
         try:
             _, status, headers = await self._writes.post_write_async(
                 org=self._org,
@@ -142,11 +168,6 @@ class InfluxSink:
                 _return_http_data_only=False,
                 **encoding,
             )
-        except ApiException as error:
-            if error.status == 404 and self._options.database:
-                await self._make_database()
-                raise SinkBusy(f"the database {self._bucket!r} was missing on {self._url} and has been made") from error
-            raise self._meaning(error.status or 0, error.body, error.headers) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer(error) from error
         if status != _STORED:

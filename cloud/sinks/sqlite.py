@@ -1,6 +1,6 @@
 """Points in one SQLite file: the sink when there is no InfluxDB; enough for a demo, a bench or one machine.
 
-`url = "sqlite:forebay.db"` (beside the working directory) or `"sqlite:///var/lib/forebay/points.db"`.
+`url = "sqlite:forebay.db"` (beside the configuration's file) or `"sqlite:///var/lib/forebay/points.db"`.
 
     series   one row a series: measurement, and its tags as JSON with sorted names
     point    one row a key (series, time): its fields as JSON; writing a key again merges fields, as InfluxDB does
@@ -16,6 +16,8 @@ are in docs/decisions/0005-sinks.md.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,6 +88,9 @@ class SqliteSink:
     async def open(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
+    async def check(self) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._check)
+
     async def write(self, lines: bytes) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
 
@@ -113,18 +118,42 @@ class SqliteSink:
             raise
         self._database = database
 
-    def _make_tables(self, database: sqlite3.Connection) -> None:
-        database.execute("BEGIN IMMEDIATE")  # two processes may open a new file at once
+    def _check(self) -> str:
+        path = self._path.absolute()
+        if not path.exists():
+            folder = next(folder for folder in path.parents if folder.exists())
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise SinkRefused(f"{path} cannot be made: this user may not write to {folder}; check `url` in [sink]")
+            return f"{path} is not there yet: the ingester makes it"
+        if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+            raise SinkRefused(
+                f"{path} is no file that this user may read and write: check `url` in [sink], and its owner"
+            )
+        # While nobody has it open, there is no log beside it, and even a reader would make one and leave it there.
+        how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+        try:
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?{how}", timeout=_BUSY_S, uri=True)) as database:
+                self._see_version(database)
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+        return f"{path} is there, and can be written"
+
+    def _see_version(self, database: sqlite3.Connection) -> int:
+        """Of its tables; 0: it has none. Raises SinkRefused for one that this program does not know."""
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA:
-                database.execute(statement)
-        database.execute("COMMIT")
         if version > _VERSION:
             raise SinkRefused(
                 f"{self._path} was written by a newer Forebay (version {version} of its tables, "
                 f"this one knows {_VERSION}): update Forebay, or name another file in [sink] url"
             )
+        return int(version)
+
+    def _make_tables(self, database: sqlite3.Connection) -> None:
+        database.execute("BEGIN IMMEDIATE")  # two processes may open a new file at once
+        if self._see_version(database) == 0:
+            for statement in _SCHEMA:
+                database.execute(statement)
+        database.execute("COMMIT")
 
     def _write(self, lines: bytes) -> None:
         database = self._database

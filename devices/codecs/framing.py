@@ -11,7 +11,9 @@ without a line end costs at most `max_bytes` of memory.
 **Half a line is not a sample.** What a port delivers first after it was opened may be the rest of a line
 that began before, and `2.5,40.1` is as readable as the `12.5,40.1` that it was. Codecs whose messages
 show by themselves that they are whole use `line`; the others use `line_after_end`, which throws away
-what comes before the first line end, after the start and after each `reset`.
+what comes before the first line end, after the start and after each `reset`. With JSON it depends on the
+message: the end of an object or array is none, but that of the number `12.5` is one. So `json_line` throws a
+first line away unless it begins as an object or array does.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ from typing import Final
 class Framer:
     """Lines of one stream. `feed` gives the same lines however the stream was cut into pieces."""
 
-    __slots__ = ("_inside", "_max_bytes", "_needs_end", "_rest", "oversize")
+    __slots__ = ("_beginnings", "_inside", "_is_first", "_max_bytes", "_needs_end", "_rest", "oversize")
 
-    def __init__(self, max_bytes: int, *, after_end: bool = False) -> None:
-        """`after_end`: a stream's first line counts only from a line end on (see the module's docstring)."""
+    def __init__(self, max_bytes: int, *, after_end: bool = False, beginnings: tuple[bytes, ...] = (b"",)) -> None:
+        """`after_end`: a stream's first line counts only from a line end on; `beginnings`: it counts only if it begins
+        with one of these (see the module's docstring)."""
         self.oversize = 0
         """Lines that were longer than `max_bytes`."""
         self._max_bytes = max_bytes
         self._needs_end = after_end
+        self._beginnings = beginnings
+        self._is_first = True
         self._rest = bytearray()
         self._inside = not after_end
         """False: bytes are thrown away until the line ends."""
@@ -42,6 +47,9 @@ class Framer:
         if not others:
             return []
         lines = [bytes(self._rest)] if self._inside else []
+        if self._is_first:
+            lines = [line for line in lines if line.lstrip().startswith(self._beginnings)]
+            self._is_first = False
         self._rest.clear()
         self._inside = True
         *whole, rest = others
@@ -57,6 +65,7 @@ class Framer:
         """The stream was interrupted: the half line before is void."""
         self._rest.clear()
         self._inside = not self._needs_end
+        self._is_first = True
 
     def _extend(self, piece: bytes) -> None:
         if not self._inside:
@@ -72,5 +81,6 @@ class Framer:
 FRAMINGS: Final[dict[str, Callable[[int], Framer]]] = {
     "line": Framer,
     "line_after_end": lambda max_bytes: Framer(max_bytes, after_end=True),
+    "json_line": lambda max_bytes: Framer(max_bytes, beginnings=(b"{", b"[")),
 }
 """What a codec's `framing` may be: a function from the largest message's bytes to a framer."""

@@ -66,7 +66,7 @@ class JsonCodec:
     """See the module's docstring."""
 
     Options: ClassVar[type[msgspec.Struct]] = JsonOptions
-    framing: ClassVar[str] = "line"  # the rest of an object is no object; bare numbers belong to `delimited`
+    framing: ClassVar[str] = "json_line"
     examples: ClassVar[tuple[Example, ...]] = (
         Example(
             b'{"value": 23.5, "timestamp": 1731405912123}',

@@ -18,8 +18,10 @@ topic names ("" for what it does not name), or None for a topic that is not its 
 
 If the sender repeats what it has not seen acknowledged (MQTT at QoS 1), deliveries carry `marks`, and the
 driver calls its attribute `on_confirmed(n)`, which the intake sets, when the sender has taken n more of the
-acknowledgements, in their order. If such a sender must know us again after a restart, `Options` has a
+acknowledgements, in their order. A connection to a sender that has forgotten what it sent before begins with a
+delivery of no messages, whose marks say so. If such a sender must know us again after a restart, `Options` has a
 `client_id`: left "", it is filled in with a name that stays, made of the gateway's and the source's.
+A driver may say in `when_silent` what to look at when it is open and nothing comes.
 A sender that knows us again has kept what it was asked for as well. Then the driver says under which `session_name`
 it asks for which `filters`, and `forget(filters)`, called before `run`, tells it which others earlier
 configurations have asked for under that name.
@@ -63,6 +65,8 @@ class Delivery:
     """None where nothing is ever repeated under the same name."""
     cut_short: dict[int, int] | None = None
     """Place -> bytes of a message that was too long for the driver, of which `payloads` has only the beginning."""
+    retained: set[int] | None = None
+    """Places of messages that the sender had kept for whoever asks: what is known, at an unknown time."""
     restart: bool = False
     """The stream was interrupted before these bytes: half a line that went before is void."""
 
@@ -82,6 +86,8 @@ class SourceStatus:
     """Polls left out because the intake was full."""
     overruns: int = 0
     """Bytes that a streaming port lost because the intake was full."""
+    held: bool = False
+    """Another program holds the port: it may be the gateway that runs, when `check` looks."""
 
 
 class Driver(Protocol):

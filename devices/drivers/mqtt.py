@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import combinations
 from typing import ClassVar, Literal
 
 import msgspec
@@ -23,7 +24,7 @@ from devices.drivers.templates import TopicTemplate
 from devices.errors import ForebayError
 from devices.model import SECOND_NS
 from devices.quantities import Duration, Size
-from devices.wire.dial import check_access
+from devices.wire.dial import check_access, parse_broker
 from devices.wire.receive import Inbound
 from devices.wire.session import Session, SessionOptions
 
@@ -38,7 +39,8 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: str
     """`mqtt://HOST[:1883]` or `mqtts://HOST[:8883]`."""
     topics: list[str]
-    """Templates such as `plant/{device}/{channel}`; see `devices.drivers.templates`."""
+    """Templates such as `plant/{device}/{channel}`, no two for one topic; see `devices.drivers.templates`. What the
+    broker retains counts if it bears its time, or is the first of its series."""
     qos: Literal[0, 1] = 1
     """1: messages wait at the broker until Forebay has stored them; 0: what comes while nobody listens is lost."""
     client_id: str = ""
@@ -64,8 +66,12 @@ class MqttOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not self.topics:
             raise ValueError("`topics` must name at least one topic")
-        for text in self.topics:
-            TopicTemplate(text)
+        for one, two in combinations([TopicTemplate(text) for text in self.topics], 2):
+            if (topic := one.common_topic(two)) is not None:
+                raise ValueError(
+                    f"`topics`: {one.text!r} and {two.text!r} both match {topic!r}, and a broker may send such a "
+                    "message once for each of them: leave one out, or make it narrower"
+                )
         password = self.password_file or self.password_env
         check_access(self.broker, self.user, password, self.ca_file, self.cert_file, self.key_file)
         if not 0 < self.receive_maximum <= 65_535:
@@ -123,6 +129,16 @@ class MqttDriver:
         return None
 
     @property
+    def when_silent(self) -> str:
+        """What to look at when it is open and nothing comes."""
+        broker = parse_broker(self._options.broker)
+        return (
+            f"nobody has published to {', '.join(self.filters)} at {broker} meanwhile, and no message is retained. "
+            f"See what there is (mosquitto_sub -h {broker.host} -p {broker.port} -v -t '#'): compare spelling and case "
+            "of each level, and ask whether the broker's ACL lets this user read it"
+        )
+
+    @property
     def session_name(self) -> str:
         """What the broker's session is known by."""
         return f"{self._options.broker} {self._options.client_id}"
@@ -157,14 +173,20 @@ class MqttDriver:
                 waiting = packet_ids if all(packet_ids) else [i for i in packet_ids if i]
                 settle = partial(self._session.acknowledge, waiting, inbound.connection)
                 marks = Marks(packet_ids, inbound.dups[part], inbound.connection, inbound.session_present)
-            cut_short = None
+            cut_short = retained = None
             if inbound.cut_short:
                 cut_short = {k - start: n for k, n in inbound.cut_short.items() if start <= k < part.stop}
-            self._deliver(Delivery(inbound.payloads[part], inbound.topics[part], arrived_ns, settle, marks, cut_short))
+            if inbound.retained:
+                retained = {k - start for k in inbound.retained if start <= k < part.stop}
+            payloads, topics = inbound.payloads[part], inbound.topics[part]
+            self._deliver(Delivery(payloads, topics, arrived_ns, settle, marks, cut_short, retained))
 
     def _connected(self, session_present: bool) -> None:
-        del session_present  # Each message tells; see Marks.
         self._show()
+        if not session_present:
+            # At once, and to be committed: the link may end before the first message, and the gateway as well.
+            marks = Marks([], [], self._session.connection, session_present)
+            self._deliver(Delivery([], [], self._now_ns(), _nothing_to_acknowledge, marks))
 
     def _disconnected(self, failure: ForebayError) -> None:
         del failure  # The session's own `error` is shown.
@@ -215,6 +237,10 @@ def _parts(payloads: list[bytes]) -> Iterator[slice]:
 
 def _nobody_asks(count: int) -> None:
     """Until the intake sets `on_confirmed`."""
+
+
+def _nothing_to_acknowledge() -> None:
+    """After the commit that forgets what the broker has forgotten."""
 
 
 def _nothing_is_published(mid: int, reason: int) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import grp
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -27,6 +28,8 @@ import serial
 
 from devices.drivers import Delivery, SourceStatus
 from devices.errors import LinkLost, PermissionMissing, PortBusy, PortMissing, SourceError
+
+log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
 """More than a port's kernel buffers hold together: one read empties them."""
@@ -65,6 +68,9 @@ class SerialDriver:
 
     Options: ClassVar[type[msgspec.Struct]] = SerialOptions
     stream: ClassVar[bool] = True
+    when_silent: ClassVar[str] = (
+        "is the device switched on, is its cable in this port, with TX and RX crossed, and does it send by itself?"
+    )
 
     def __init__(
         self,
@@ -75,8 +81,9 @@ class SerialDriver:
         *,
         probe: bool = False,
     ) -> None:
-        del device, probe  # Reading changes nothing on the device.
+        del probe  # Reading changes nothing on the device.
         self.status = SourceStatus()
+        self._device = device
         self._options = options
         self._deliver = deliver
         self._now_ns = now_ns
@@ -111,8 +118,10 @@ class SerialDriver:
     async def _read_until_lost(self, port: serial.SerialBase) -> SourceError:
         self._port = port
         self._restart = True
+        if self.status.error:
+            log.info("source %s: %s is open again", self._device, self._options.port)
         self._lost = asyncio.get_running_loop().create_future()
-        self.status.error = ""
+        self.status.error, self.status.held = "", False
         if self._paused:
             self.pause()
         else:
@@ -186,7 +195,10 @@ class SerialDriver:
             )
 
     def _failed(self, error: SourceError) -> None:
+        if str(error) != self.status.error:  # said once, not at each attempt
+            log.warning("source %s: %s", self._device, error)
         self.status.state, self.status.error = "failed", str(error)
+        self.status.held = isinstance(error, PortBusy)
 
 
 async def _open_port(options: SerialOptions) -> serial.SerialBase:

@@ -12,6 +12,9 @@ name is "": the device is then the source's own name, the channel what the codec
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import cycle, islice
+from string import ascii_lowercase
 from typing import Final
 
 PLACEHOLDERS: Final = ("{device}", "{channel}")
@@ -22,7 +25,7 @@ TOPIC_MAX_BYTES: Final = 65_535
 class TopicTemplate:
     """One template; ValueError says what is wrong with its text."""
 
-    __slots__ = ("_pattern", "filter", "text")
+    __slots__ = ("_levels", "_pattern", "filter", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -41,6 +44,7 @@ class TopicTemplate:
                 raise ValueError(f"{placeholder} stands more than once in {text!r}")
         self.filter = "/".join("+" if level in PLACEHOLDERS else level for level in levels)
         """What to subscribe to."""
+        self._levels = self.filter.split("/")
         self._pattern = re.compile(_pattern(levels), re.DOTALL)
 
     def match(self, topic: str) -> tuple[str, str] | None:
@@ -51,8 +55,35 @@ class TopicTemplate:
         names = found.groupdict("")
         return names.get("device", ""), names.get("channel", "")
 
+    def common_topic(self, other: TopicTemplate) -> str | None:
+        """A topic that the filters of both match, its free levels named by letters; None if there is none.
+
+        Source: MQTT 5.0 (OASIS), section 4.7: `#` matches its parent too, and a wildcard in front no topic with `$`.
+        """
+        ours, theirs = self._levels, other._levels
+        if {ours[0][:1], theirs[0][:1]} in ({"$", "+"}, {"$", "#"}):
+            return None
+        topic: list[str] = []
+        for index, (letter, one, two) in enumerate(zip(_letters(), ours, theirs, strict=False)):
+            if "#" in (one, two):
+                rest = zip(theirs[index:] if one == "#" else ours[index:], _letters(index), strict=False)
+                return "/".join(topic + [_filled(level, name) for level, name in rest])
+            if one != two and "+" not in (one, two):
+                return None
+            topic.append(_filled(two if one == "+" else one, letter))
+        longer = max(ours, theirs, key=len)
+        return "/".join(topic) if longer[len(topic) :] in ([], ["#"]) else None
+
     def __repr__(self) -> str:
         return f"TopicTemplate({self.text!r})"
+
+
+def _letters(start: int = 0) -> Iterator[str]:
+    return islice(cycle(ascii_lowercase), start, None)
+
+
+def _filled(level: str, name: str) -> str:
+    return name if level in ("+", "#") else level
 
 
 def _pattern(levels: list[str]) -> str:

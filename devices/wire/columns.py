@@ -46,7 +46,7 @@ _INT_POWERS = _POWERS.astype(np.int64)
 _UNITS_NS = np.array([1, 1_000, 1_000_000, 1_000_000_000], dtype=np.int64)
 _LEGAL_EXPONENT = np.array([False, *(e <= MAX_EXPONENT or e == FLOAT for e in range(FLOAT + 1)), False])
 """By exponent + 1; what lies outside is clipped to either end."""
-_FROM_ZIGZAG = np.array([(z >> 1) ^ -(z & 1) for z in range(1 << 16)], dtype=np.int64)
+_FROM_ZIGZAG = np.fromiter(((z >> 1) ^ -(z & 1) for z in range(1 << 16)), np.int16, 1 << 16)
 """For integers of one and two bytes; mostly they are small, and so is the part of it that is read."""
 _BEYOND = np.int64(2**63 - 1)
 _FEW_ROWS, _FEW_GROUPS = 4, 256
@@ -116,8 +116,7 @@ def unpack_ints(column: bytes, n: int, what: str) -> Int64s:
     planes = np.frombuffer(column, dtype=np.uint8, offset=1)
     if width <= 2:
         short = planes if width == 1 else planes[n:].astype(np.uint16) << 8 | planes[:n]
-        from_table: Int64s = _FROM_ZIGZAG.take(short)
-        return from_table
+        return _FROM_ZIGZAG.take(short).astype(np.int64)
     planes = planes.reshape(width, n)
     if width > 4:
         rows = np.zeros((n, 8), dtype=np.uint8)

@@ -61,6 +61,8 @@ class Inbound:
     packet_ids: list[int] = field(default_factory=list)
     """0 for QoS 0, which is not acknowledged."""
     dups: list[bool] = field(default_factory=list)
+    retained: list[int] = field(default_factory=list)
+    """Places of those that the broker had kept, and sent because we subscribed: it marks no others so."""
     correlations: list[bytes | None] = field(default_factory=list)
     cut_short: dict[int, int] = field(default_factory=dict)
     """Place -> bytes of a payload that is too long, and of which `payloads` has only the beginning."""
@@ -176,6 +178,8 @@ class PacketCutter:
             if body > end:
                 raise malformed("a topic longer than its packet")
             add_topic(topic_of(name) or self._topic(name))
+            if first & 0x01:
+                inbound.retained.append(len(inbound.payloads))
             add_payload(data[body:end])
             add_id(packet_id)
             add_dup(first & 0x08 != 0)

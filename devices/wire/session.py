@@ -150,6 +150,8 @@ class Session:
         self._silent_closings = 0
         """Short links in a row that ended without DISCONNECT or an error of the socket."""
         self._accepted_at_s = float("inf")
+        self._tried_at_s: float | None = None
+        self._next_try_at_s = 0.0
         self._broker_max_bytes = MQTT_MAX_BYTES
         self._timer: asyncio.TimerHandle | None = None
         """Of CONNACK first, then of the keepalive."""
@@ -163,6 +165,18 @@ class Session:
     def broker_max_packet_bytes(self) -> int:
         """The largest packet that the broker takes, as it said when it last accepted us (MQTT 5)."""
         return self._broker_max_bytes
+
+    @property
+    def tried_ago_s(self) -> float | None:
+        """Since the last attempt to connect began; None before the first."""
+        return None if self._tried_at_s is None else self._loop.time() - self._tried_at_s
+
+    @property
+    def next_try_in_s(self) -> float | None:
+        """Until the next attempt begins; 0 while one is under way; None while connected, and before the first."""
+        if self.connected or self._tried_at_s is None:
+            return None
+        return max(self._next_try_at_s - self._loop.time(), 0.0)
 
     @property
     def bytes_in(self) -> int:
@@ -188,7 +202,9 @@ class Session:
                 # again. Clones end each other's links for as long as both run: those never count as good.
                 if lasted_s > ceiling_s and not isinstance(failure, IdentityTaken):
                     ceiling_s = BACKOFF_BASE_S
-                await asyncio.sleep(self._rand() * ceiling_s)
+                wait_s = self._rand() * ceiling_s
+                self._next_try_at_s = self._loop.time() + wait_s
+                await asyncio.sleep(wait_s)
                 ceiling_s = min(BACKOFF_CAP_S, 2 * ceiling_s)
         finally:
             self._leaving = True
@@ -257,6 +273,7 @@ class Session:
     async def _one_link(self) -> tuple[ForebayError, float]:
         """From the dialling to the end of the link; returns why it ended, and how long it was up, in s."""
         options = self._options
+        self._tried_at_s = self._loop.time()
         try:
             secret = read_secret(options.password_file, options.password_env)
             context = None
@@ -296,8 +313,11 @@ class Session:
 
     def _report(self, failure: ForebayError) -> None:
         sentence = str(failure)
-        # The same failure is said once, not at each attempt.
-        log.log(logging.DEBUG if sentence == self.error else logging.WARNING, "%s", sentence)
+        # The same failure is said once, not at each attempt. A file that is missing is put right by a person alone.
+        is_ours = isinstance(failure, ConfigError)
+        who = f"{self._options.client_id} cannot ask {self._where}" if is_ours else self._options.client_id
+        level = logging.ERROR if is_ours else logging.WARNING
+        log.log(logging.DEBUG if sentence == self.error else level, "%s: %s", who, sentence)
         self.error = sentence
         self._on_disconnect(failure)
 
@@ -340,7 +360,7 @@ class Session:
         self._on_connect(flags.session_present)
         if self._version5 or not flags.session_present or not self._subscribed:
             # A session that is present may have the filters of an earlier run, or of an old snapshot. With MQTT 3.1.1
-            # it is told once in each run of the program: it would repeat retained messages each time.
+            # it is told once in each run of the program (what it answered to): it repeats retained messages each time.
             self._send_subscriptions(list(self._filters.items()))
         if flags.session_present and self._stale:
             self._client.unsubscribe(self._stale)
@@ -349,6 +369,8 @@ class Session:
         self, client: Any, _data: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         was_connected, self.connected = self.connected, False
+        if not was_connected:
+            self._subscribed = False  # it may have begun a session, and its answer was lost
         if self._timer is not None:
             self._timer.cancel()
         self._client.forget_outgoing()
@@ -404,7 +426,6 @@ class Session:
     # --- subscriptions ---
 
     def _send_subscriptions(self, filters: list[tuple[str, int]]) -> None:
-        self._subscribed = True
         if not filters:
             return
         if self._version5:
@@ -419,6 +440,7 @@ class Session:
             self._asked[mid] = [name for name, _ in filters]
 
     def _suback(self, client: Any, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
+        self._subscribed = True
         asked = self._asked.pop(mid, [])
         refused = [name for name, reason in zip(asked, reasons, strict=False) if reason.value >= 0x80]
         if refused:

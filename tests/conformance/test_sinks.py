@@ -188,6 +188,28 @@ def test_many_writes_at_once_are_all_stored(stand: Stand) -> None:
     assert len(stand.read("m")) == 1000
 
 
+@pytest.mark.real
+def test_a_check_says_what_it_finds_and_changes_nothing(stand: Stand, tmp_path: Path) -> None:
+    def look() -> str:
+        async def whole() -> str:
+            sink = stand.make()
+            try:
+                return await sink.check()
+            finally:
+                await sink.close()
+
+        return asyncio.run(whole())
+
+    before = sorted(tmp_path.iterdir())
+    assert look()
+    assert sorted(tmp_path.iterdir()) == before
+    stand.write(b"m,device=d v=1.0 %d\n" % NOW_NS)
+    written = sorted(tmp_path.iterdir())
+    assert look()
+    assert sorted(tmp_path.iterdir()) == written
+    assert len(stand.read("m")) == 1
+
+
 HOSTILE = [
     "with space",
     "comma,equals=quote\"single'",

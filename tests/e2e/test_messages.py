@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,12 +71,16 @@ class Gateway:
         except OSError:
             return False
 
+    def status(self) -> dict[str, Any]:
+        """What `status --json` says; without sources before the daemon answers."""
+        code, said = run("forebay-edge", "status", self.path, "--json")
+        return {"sources": {}} if code else dict(json.loads(said))
+
     def errors(self) -> str:
         """What `status` says is wrong with link and sources; "" before the daemon answers."""
-        code, said = run("forebay-edge", "status", self.path, "--json")
-        if code:
+        status = self.status()
+        if not status["sources"]:
             return ""
-        status = json.loads(said)
         return "\n".join([status["link"]["error"], *(source["error"] for source in status["sources"].values())])
 
 
@@ -127,6 +132,15 @@ WRONG_FILES = {
         MQTT.format(name="a", broker="mqtt://h") + 'ca_file = "x"\n',
         "address must begin with mqtts://: gateway.toml [source.a]",
     ),
+    "a list without brackets": (
+        MQTT.format(name="a", broker="mqtt://h").replace('["t"]', '"t"'),
+        "gateway.toml [source.a] topics; a list stands in brackets",
+    ),
+    "a profile's file that is not there": (
+        '[source.a]\ndriver = "serial"\nport = "/dev/x"\nprofile = "my.toml"\n',
+        "my.toml: gateway.toml [source.a] profile; its path begins at the gateway's file",
+    ),
+    "a text without quotes": ("[clock]\ntrust_after = never\n", "is a text without its quotes there?"),
     "no TOML": ("[source\n", "gateway.toml is not TOML"),
 }
 
@@ -160,8 +174,9 @@ def test_a_file_that_is_not_there_is_said_by_every_command(tmp_path: Path) -> No
         more = ["pump1"] if command == ["watch"] else []
         code, said = run("forebay-edge", *command, missing, *more)
         assert (code, said) == (2, f"forebay-edge: cannot read {missing}: No such file or directory\n")
-    code, said = run("forebay-cloud", "run", missing)
-    assert (code, said) == (2, f"forebay-cloud: cannot read {missing}: No such file or directory\n")
+    for command in (["run"], ["check"]):
+        code, said = run("forebay-cloud", *command, missing)
+        assert (code, said) == (2, f"forebay-cloud: cannot read {missing}: No such file or directory\n")
 
 
 INGEST_FILES = {
@@ -188,10 +203,13 @@ INGEST_FILES = {
 
 
 @pytest.mark.parametrize("trouble", INGEST_FILES)
-def test_what_is_wrong_in_the_ingesters_file_is_named_with_its_place(tmp_path: Path, trouble: str) -> None:
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_what_is_wrong_in_the_ingesters_file_is_named_with_its_place(
+    tmp_path: Path, trouble: str, command: str
+) -> None:
     text, sentence = INGEST_FILES[trouble]
     (tmp_path / "ingest.toml").write_text(text)
-    code, said = run("forebay-cloud", "run", tmp_path / "ingest.toml")
+    code, said = run("forebay-cloud", command, tmp_path / "ingest.toml")
     assert code == 2
     assert sentence in said
     assert "ingest.toml [" in said
@@ -305,6 +323,26 @@ def test_the_running_daemon_says_the_same_of_its_ports(gateway: Gateway, spawn: 
         assert daemon.stop() == 0
 
 
+def test_check_leaves_a_port_to_the_gateway_that_runs_and_says_how_to_watch_it(
+    gateway: Gateway, spawn: Callable[..., Process]
+) -> None:
+    with device(b'{"temperature": 21.5}\n') as (port, _):
+        daemon = spawn([str(PROGRAMS / "forebay-edge"), "run", str(gateway.write(SERIAL.format(port=port)))])
+        daemon.wait_until(
+            lambda: gateway.status()["sources"].get("pump1", {}).get("samples", 0) > 0, PATIENCE_S, "reading"
+        )
+        _, said = run("forebay-edge", "check", gateway.path, "--seconds", "1")
+        assert f"held by the gateway g1 (pid {daemon.pid}), as it should be" in said
+        assert f"forebay-edge watch {gateway.path} pump1" in said
+        assert "fuser" not in said
+        assert "the running gateway has it open" in said
+        assert "another configuration" not in said
+
+        gateway.write(SERIAL.format(port=port) + HOST)
+        _, said = run("forebay-edge", "check", gateway.path, "--seconds", "1")
+        assert "it runs with another configuration than is in this file now: SIGHUP" in said
+
+
 # -- brokers and hosts -----------------------------------------------------------------------------------------------
 
 
@@ -341,6 +379,38 @@ def test_each_trouble_with_a_broker_has_its_own_sentence_in_check_and_status(
         assert daemon.output().count(says) == 1 + (says == refused), "once, not at each attempt"
 
 
+def test_a_gateway_without_its_password_runs_and_keeps_what_comes_and_says_so_as_an_error(
+    gateway: Gateway, spawn: Callable[..., Process]
+) -> None:
+    missing = gateway.folder / "uplink.password"
+    sentence = f"cannot read {missing} that password_file names: No such file or directory; write the password there"
+    gateway.write(more=f'password_file = "{missing}"')
+    daemon = spawn([str(PROGRAMS / "forebay-edge"), "run", str(gateway.path)])
+    daemon.wait_until(gateway.ready, PATIENCE_S, "ready")
+    daemon.wait_until(lambda: sentence in gateway.errors(), PATIENCE_S, "saying what is missing")
+    lines = [json.loads(line) for line in daemon.output().splitlines()]
+    (line,) = [line for line in lines if sentence in line["event"]]
+    assert line["level"] == "error"
+    assert line["event"].startswith("forebay-g1 cannot ask the broker 127.0.0.1:1: ")
+
+    status = gateway.status()
+    assert not status["link"]["connected"]
+    assert status["link"]["tried_ago_s"] >= 0
+    assert status["link"]["next_try_in_s"] >= 0
+    assert status["ledger"]["produced"] > 0
+
+
+def test_a_topic_on_which_nothing_comes_is_told_in_the_words_of_mqtt(
+    gateway: Gateway, mosquitto: Callable[..., Broker]
+) -> None:
+    broker = mosquitto()
+    said = checked(gateway, MQTT.format(name="plant", broker=broker.url))
+    assert f"nobody has published to t at {broker.host}:{broker.port} meanwhile, and no message is retained" in said
+    assert f"mosquitto_sub -h {broker.host} -p {broker.port} -v -t '#'" in said
+    assert "ACL" in said
+    assert not any(word in said for word in ("cable", "baud", "switched on"))
+
+
 # -- the daemon and its commands ---------------------------------------------------------------------------------------
 
 
@@ -360,9 +430,10 @@ def test_what_a_running_gateway_holds_is_refused_to_a_second_one(
     other.store, other.port = other.folder / "own.db", gateway.port
     code, said = run("forebay-edge", "run", other.write())
     assert code == 2
-    assert f"cannot listen on 127.0.0.1:{gateway.port}" in said
-    assert "Choose another address with [status] listen" in said
-    assert "Traceback" not in said
+    assert f"[status] listen: the gateway g1 (pid {daemon.pid}) runs already and listens at 127.0.0.1" in said
+    assert "end it, or give this one another address" in said
+    assert one_line(said, "forebay-edge")
+    assert not other.store.exists(), "noticed before anything else"
 
     code, said = run("forebay-edge", "watch", gateway.path, "pump7")
     assert code == 2
@@ -375,6 +446,8 @@ def test_a_store_folder_that_this_user_may_not_write(open_folder: Path) -> None:
     gateway = Gateway(open_folder)
     for store in (open_folder / "edge.db", open_folder / "deeper" / "edge.db"):
         gateway.store = store
+        said = checked(gateway, HOST, before=before, env={"HOME": str(open_folder)})
+        assert f"this user may not write to {open_folder}: set [store] path" in said
         code, said = run("forebay-edge", "run", gateway.write(), before=before, env={"HOME": str(open_folder)})
         assert code == 2, said
         assert str(store.parent) in said
@@ -406,8 +479,8 @@ def test_an_influxdb_that_is_down_and_a_page_that_is_taken(
     assert "does InfluxDB run there? Check `url` in [sink]" in ingester.output()
     code, said = run("forebay-cloud", "run", config)
     assert code == 2
-    assert f"cannot listen on 127.0.0.1:{page}, which [metrics] names" in said
-    assert "Traceback" not in said
+    assert f"[metrics] listen: another program listens at 127.0.0.1:{page} already, maybe another ingester" in said
+    assert one_line(said, "forebay-cloud")
     assert ingester.stop() == 0
 
 
@@ -416,7 +489,7 @@ def test_an_influxdb_that_is_down_and_a_page_that_is_taken(
 
 COMMANDS = [
     *(("forebay-edge", command) for command in ("run", "check", "watch", "status")),
-    ("forebay-cloud", "run"),
+    *(("forebay-cloud", command) for command in ("run", "check")),
     *(("forebay-sim", command) for command in ("run", "demo", "score")),
 ]
 

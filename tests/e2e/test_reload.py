@@ -200,7 +200,7 @@ def test_no_line_and_no_message_is_lost_or_doubled_by_reloads(world: World) -> N
         for ahead, window, more, extra in (
             (1000, "2 s", "", ""),
             (2000, "2 s", 'max_rate = "64 KiB/s"', host),
-            (1000, "1 s", "", ""),
+            (1000, "1 s", 'keepalive = "30 s"', ""),
             (1000, "1 s", 'max_rate = "32 KiB/s"', ""),
         ):
             time.sleep(0.7)
@@ -266,6 +266,35 @@ def test_a_reload_while_the_cloud_is_away_neither_loses_nor_doubles_the_backlog(
     world.until(lambda: world.status()["ledger"]["stored"] == fan.sent, "receipted")
     ledger = world.status()["ledger"]
     assert (ledger["rejected"], ledger["dropped"], ledger["imbalance"]) == ({}, {}, 0), world.edge.output()
+
+
+def test_the_link_stays_open_through_reloads_that_leave_its_settings_as_they_are(world: World) -> None:
+    def connects() -> int:
+        return world.uplink.process.output().count(" as forebay-g1 ")
+
+    def is_connected() -> bool:
+        return bool(world.status()["link"]["connected"])
+
+    world.start_ingester()
+    with mqtt_device(world.sensors) as fan:
+        world.configure(world.mqtt())
+        world.start_edge()
+        world.until(is_connected, "connected")
+        fan.start()
+        for window, more in (("2 s", 'max_rate = "64 KiB/s"'), ("1 s", 'max_per_month = "1 GB"'), ("1 s", "")):
+            world.configure(world.mqtt(), window=window, more=more)
+            status = world.reload()
+            assert status["configuration"]["refused"] == 0
+            assert status["link"]["connected"]
+            assert bool(status["month"]) == ("month" in more)
+        assert connects() == 1
+        world.configure(world.mqtt(), more='client_id = "forebay-g1-anew"')
+        world.reload()
+        world.until(is_connected, "connected again")
+    assert connects() == 1
+    assert world.uplink.process.output().count(" as forebay-g1-anew ") == 1
+    world.until(lambda: world.counts() == {"fan": fan.sent}, f"{fan.sent} stored")
+    assert world.status()["ledger"]["imbalance"] == 0
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])

@@ -18,7 +18,8 @@ from paho.mqtt import publish
 from devices.model import Lane
 from devices.wire.topics import digest
 from edge.custody import Commit, Custody, OutboxRow
-from edge.store import ASIDE, PAGE_BYTES, SALVAGED, Store
+from edge.store import Store
+from edge.storefile import ASIDE, PAGE_BYTES, SALVAGED
 from simulators.parts import fetch, program
 from simulators.processes import Process
 from simulators.servers import Broker, free_port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import threading
 import time
 import tty
@@ -50,6 +51,8 @@ def device(line: bytes | None) -> Iterator[str]:
 
 def write_config(tmp_path: Path, sources: str, *, broker: str = "mqtt://127.0.0.1:1", more: str = "") -> str:
     path = tmp_path / "gateway.toml"
+    if "[status]" not in more:
+        more += '\n[status]\nlisten = "127.0.0.1:0"'
     path.write_text(f'gateway = "g1"\n[uplink]\nbroker = "{broker}"\n{more}\n{sources}')
     return str(path)
 
@@ -92,6 +95,69 @@ every = "100 ms"
     assert "the broker takes packets of" in said
     assert "max_queued_messages" in said
     assert said.rstrip().endswith("all is well")
+
+
+def test_check_names_what_the_profile_does_not_have_and_shows_no_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with device(b'{"time":%d,"vibration":2.14,"m\\u001bode":1}\n' % (time.time() * 1000)) as port:
+        sources = f'[source.pump1]\ndriver = "serial"\nport = "{port}"\nprofile = "acme-p100"'
+        main(["check", write_config(tmp_path, sources), "--seconds", "0.5"])
+    said = capsys.readouterr().out
+    assert (
+        "profile acme-p100@1 has no channel 'm\\x1bode': to keep one, add it to the profile, or as [source.pump1"
+        in said
+    )
+
+
+def test_check_says_that_bytes_came_and_no_message_was_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with device(b"\x80\xfe\x1f") as port:
+        sources = f'[source.pump1]\ndriver = "serial"\nport = "{port}"\nprofile = "acme-p100"'
+        main(["check", write_config(tmp_path, sources), "--seconds", "0.5"])
+    assert "bytes came within 0.5 s, but no whole message: compare baud_rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("store", "sentence"),
+    [
+        ('path = "{folder}"', "is no file that this user may read and write"),
+        ('path = "{folder}/gateway.toml/edge.db"', "may not write to"),
+        ('path = "{folder}/edge.db"\nmax_size = "4096 TiB"', "make room, or lower [store] max_size"),
+    ],
+)
+def test_check_says_why_the_store_could_not_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str, sentence: str
+) -> None:
+    more = f"[store]\n{store.format(folder=tmp_path)}"
+    config = write_config(tmp_path, '[source.host]\ndriver = "host"\nevery = "100 ms"', more=more)
+    assert main(["check", config, "--seconds", "0.5"]) == 1
+    assert sentence in capsys.readouterr().out
+    assert not (tmp_path / "edge.db").exists()
+
+
+def test_run_says_once_that_another_program_has_the_status_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        more = f'[store]\npath = "{tmp_path}/edge.db"\n[status]\nlisten = "{listen}"'
+        config = write_config(tmp_path, '[source.host]\ndriver = "host"', more=more)
+        assert main(["run", config]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"forebay-edge: [status] listen: another program listens at {listen} already: name another address\n"
+    )
+    assert not (tmp_path / "edge.db").exists()
+
+
+def test_check_listens_for_a_time_that_makes_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(tmp_path), "--seconds", "-1"])
+    assert ended.value.code == 2
+    assert "-1 does not lie between 0 and 3600" in capsys.readouterr().err
 
 
 @real

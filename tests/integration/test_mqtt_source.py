@@ -30,8 +30,10 @@ def send(broker: Any, values: range, *, device: str = "a", qos: int = 1, **more:
     publish.multiple(messages, hostname=broker.host, port=broker.port, **more)
 
 
-def run(settings: MqttOptions, test: Test, *, unconfirmed: bytes = b"", probe: bool = False) -> None:
-    """One life of the gateway: an intake with the source `plant`, until the test is over."""
+def run(
+    settings: MqttOptions, test: Test, *, unconfirmed: bytes = b"", has_sample: bool = False, probe: bool = False
+) -> None:
+    """One life of the gateway: an intake with the source `plant`, until the test is over. `has_sample`: of any."""
     specs: list[SeriesSpec] = []
 
     def resolve(spec: SeriesSpec) -> int | str:
@@ -45,7 +47,7 @@ def run(settings: MqttOptions, test: Test, *, unconfirmed: bytes = b"", probe: b
         profile = load_profile("json-value")
         codec = load("codecs", profile.codec.name)(profile.codec.options)
         limits = IntakeLimits(max_samples=2000)
-        intake = Intake(limits, lambda: 1, resolve, gateway="g")
+        intake = Intake(limits, lambda: 1, resolve, has_sample=lambda series: has_sample, gateway="g")
         source = intake.add("plant", MqttDriver, settings, codec, profile, probe=probe)
         source.unconfirmed.restore(unconfirmed)
         running = asyncio.ensure_future(intake.run())
@@ -135,7 +137,8 @@ def test_what_was_committed_and_not_acknowledged_comes_again_and_counts_once(mos
     async def commit_and_crash(intake: Intake) -> None:
         nonlocal stored
         _, drained = await take(intake, 5)
-        stored = next(d.repeating["plant"].state() for d in reversed(drained) if d.repeating)
+        session = intake.sources["plant"].session
+        stored = next(d.repeating[session].state() for d in reversed(drained) if d.repeating)
 
     async def test(intake: Intake) -> None:
         await opened(intake)
@@ -154,6 +157,53 @@ def test_what_was_committed_and_not_acknowledged_comes_again_and_counts_once(mos
     run(options(broker), commit_and_crash)
     run(options(broker), test, unconfirmed=stored)
     run(options(broker), all_is_acknowledged)
+
+
+def test_what_a_broker_has_forgotten_is_forgotten_with_a_commit_though_no_message_comes(
+    mosquitto: Callable[..., Any],
+) -> None:
+    broker = mosquitto()
+
+    async def test(intake: Intake) -> None:
+        await opened(intake)
+        await asyncio.sleep(0.1)
+        send(broker, range(5))
+        _, drained = await take(intake, 5)
+        session = intake.sources["plant"].session
+        assert drained[-1].repeating[session].state()
+        await asyncio.to_thread(broker.kill)
+        await until(lambda: intake.sources["plant"].status.state == "failed")
+        await asyncio.to_thread(broker.start)
+        await opened(intake)
+        drained = [intake.drain(4096)]
+        assert drained[0].repeating[session].state() == b""
+        assert drained[0].settles, "so that it is committed"
+
+    run(options(broker), test)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_message_that_the_broker_keeps_is_a_sample_once(mosquitto: Callable[..., Any], protocol: str) -> None:
+    """It tells what a device says when it is seen for the first time, and is no news at any start after that."""
+    broker = mosquitto()
+    publish.single("plant/a/t", b"1", qos=1, retain=True, hostname=broker.host, port=broker.port)
+
+    async def first(intake: Intake) -> None:
+        values, drained = await take(intake, 1)
+        assert values == [1]
+        settle(drained)
+        await until(lambda: not len(intake.sources["plant"].unconfirmed))
+
+    async def later(intake: Intake) -> None:
+        await until(lambda: intake.sources["plant"].status.messages == 1)
+        publish.single("plant/a/t", b"2", qos=1, retain=True, hostname=broker.host, port=broker.port)
+        values, drained = await take(intake, 1)
+        assert values == [2]
+        settle(drained)
+        await until(lambda: not len(intake.sources["plant"].unconfirmed))
+
+    run(options(broker, protocol=protocol), first)
+    run(options(broker, protocol=protocol, client_id="another"), later, has_sample=True)
 
 
 def test_a_full_intake_leaves_the_messages_at_the_broker_and_stays_connected(mosquitto: Callable[..., Any]) -> None:
@@ -252,7 +302,14 @@ def test_messages_below_quality_1_need_no_acknowledgement(mosquitto: Callable[..
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"topics": []}, {"topics": ["a/{dev}"]}, {"receive_maximum": 0}, {"receive_maximum": 70_000}]
+    "wrong",
+    [
+        {"topics": []},
+        {"topics": ["a/{dev}"]},
+        {"topics": ["a/{device}", "a/#"]},
+        {"receive_maximum": 0},
+        {"receive_maximum": 70_000},
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -109,6 +109,31 @@ def test_a_pulled_cable_is_found_again_and_the_gap_is_marked(cable: Cable) -> No
     assert not any(d.restart for d in deliveries[1:after_the_gap])
 
 
+def test_why_a_port_is_not_open_is_logged_once_and_that_it_is_again(
+    cable: Cable, caplog: pytest.LogCaptureFixture
+) -> None:
+    cable.pull()
+    tried: list[SerialOptions] = []
+    really_open = driver_module._open
+
+    def counted(options: SerialOptions) -> serial.SerialBase:
+        tried.append(options)
+        return really_open(options)
+
+    async def test(driver: SerialDriver, deliveries: list[Delivery]) -> None:
+        await until(lambda: len(tried) >= 3)
+        cable.plug()
+        await until(lambda: driver.status.state == "open")
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", driver_module.__name__):
+        patch.setattr(driver_module, "_open", counted)
+        drive(SerialOptions(str(cable.link)), test)
+    said = [record.getMessage() for record in caplog.records if record.name == driver_module.__name__]
+    assert len(said) == 2
+    assert said[0].startswith(f"source d: there is no port {cable.link}")
+    assert said[1] == f"source d: {cable.link} is open again"
+
+
 def test_a_paused_port_waits_a_moment_and_then_counts_every_byte_it_loses(
     cable: Cable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,22 @@ def test_messages_arrive_in_order_and_publishes_are_answered(mosquitto: Mosquitt
     asyncio.run(story())
 
 
+def test_a_session_says_when_it_last_tried_and_when_it_tries_again(mosquitto: Mosquitto) -> None:
+    async def story() -> None:
+        broker = mosquitto()
+        peer = Peer(broker.url, "reader")
+        assert (peer.session.tried_ago_s, peer.session.next_try_in_s) == (None, None)
+        async with peer.running() as session:
+            assert session.next_try_in_s is None
+            assert session.tried_ago_s is not None
+            broker.kill()
+            await until(lambda: len(peer.failures) >= 2)
+            assert session.tried_ago_s >= 0
+            assert session.next_try_in_s is not None
+
+    asyncio.run(story())
+
+
 def test_correlation_data_travels_and_nobody_subscribed_is_told(mosquitto: Mosquitto) -> None:
     async def story() -> None:
         broker = mosquitto()

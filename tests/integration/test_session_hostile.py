@@ -399,3 +399,27 @@ def test_subscriptions_at_qos_2_are_not_made() -> None:
             Peer("mqtt://127.0.0.1").session.subscribe([("t", 2)])
 
     asyncio.run(story())
+
+
+def test_a_subscription_that_was_not_answered_is_made_again_in_the_same_session() -> None:
+    """MQTT 3.1.1: the broker has the session, and perhaps not what was asked for in it."""
+    asked: list[int] = []
+    asked_again = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await packet(reader)
+        writer.write(bytes([0x20, 2, min(len(asked), 1), 0]))
+        asked.append((await packet(reader))[0])
+        if len(asked) == 2:
+            asked_again.set()
+            await reader.read()
+
+    async def test() -> None:
+        async with broker(script) as url:
+            peer = Peer(url, lambda: 0.01, protocol="3.1.1")
+            peer.session.subscribe([("plant/#", 1)])
+            async with peer.running():
+                await asyncio.wait_for(asked_again.wait(), 20)
+        assert asked == [0x82, 0x82]
+
+    asyncio.run(test())

@@ -92,6 +92,9 @@ def test_a_leap_is_not_followed_and_once_undone_nothing_has_changed(clocks: Cloc
     assert clock.now_ns() == NOW_NS + 5 * SECOND_NS
     assert not clock.trusted
     assert clock.why == "leap"
+    assert clock.ground().startswith(
+        "it leapt, and nobody has synchronised it since; samples without a time of their own"
+    )
     assert not clock.may_step()
     assert clock.ahead_ns() == years * YEAR_NS
     clocks.wall_ns -= years * YEAR_NS
@@ -100,6 +103,7 @@ def test_a_leap_is_not_followed_and_once_undone_nothing_has_changed(clocks: Cloc
     assert clock.step() == 0
     assert clock.trusted
     assert clock.why == "came back"
+    assert clock.ground() == "it leapt, and has come back"
     assert clock.now_ns() == clocks.wall_ns
 
 

@@ -58,6 +58,14 @@ def test_the_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     assert (host.profile.name, host.options.every) == ("host", Duration.parse("1 s"))
 
 
+def test_the_date_of_a_trusted_clock_stands_with_or_without_quotes(tmp_path: Path) -> None:
+    quoted = config_of(tmp_path, DESIGN + '[clock]\ntrust_after = "2026-03-01"\n')
+    bare = config_of(tmp_path, DESIGN + "[clock]\ntrust_after = 2026-03-01\n")
+    assert bare.clock.trust_after_ns == 1_772_323_200 * 10**9
+    assert bare == quoted
+    assert bare.digest == quoted.digest
+
+
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     config = config_of(tmp_path, SHORT)
     assert config.store.commit_delay == Duration.parse("250 ms")
@@ -105,6 +113,16 @@ MQTT = 'driver = "mqtt"\nbroker = "mqtt://localhost"\nprofile = "json-value"\n'
 WRONG = [
     (SHORT + "[source.plant]\n" + MQTT + "topcs = []", "unknown field `topcs`: gateway.toml [source.plant]"),
     (SHORT + "[source.plant]\n" + MQTT, "missing field `topics`: gateway.toml [source.plant]"),
+    (
+        SHORT + "[source.plant]\n" + MQTT + "topics = ['plant/{device}/{channel}', 'plant/#']",
+        "'plant/{device}/{channel}' and 'plant/#' both match 'plant/b/c', and a broker may send such a message once "
+        "for each of them: leave one out, or make it narrower: gateway.toml [source.plant]",
+    ),
+    (
+        SHORT + "[source.a]\n" + MQTT + "topics = ['p/{device}/{channel}']\n"
+        "[source.b]\n" + MQTT.replace("localhost", "localhost:1883") + "topics = ['x', '+/{device}/{channel}']",
+        "[source.a] and [source.b] would both take a message of 'p/b/c' at localhost:1883 for samples of the same",
+    ),
     (SHORT + '[source."a b"]\ndriver = "host"\nevery = 3', 'gateway.toml [source."a b"] every'),
     (SHORT + "[source.x]\n", "missing field `driver`: gateway.toml [source.x]"),
     (SHORT + "[source.x]\ndriver = 3", "expected a text: gateway.toml [source.x] driver"),
@@ -117,7 +135,7 @@ WRONG = [
         SHORT + '[source.x]\ndriver = "host"\nprofile = "hots"',
         "there is no profile `hots`: gateway.toml [source.x]; did",
     ),
-    (SHORT + '[source.x]\ndriver = "host"\nprofile = "no.toml"', "no.toml: No such file"),
+    (SHORT + '[source.x]\ndriver = "host"\nprofile = "no.toml"', "no.toml: gateway.toml [source.x] profile; its path"),
     (SHORT + '[source.x]\ndriver = "host"\ncodec = 3', "expected a table: gateway.toml [source.x] codec"),
     (SHORT + "source.x = 3", "expected a table: gateway.toml [source.x]"),
     (SHORT + '[source."a\\nb"]\ndriver = "host"', "a device's name"),
@@ -161,6 +179,51 @@ def test_a_wrong_configuration_is_refused_with_the_path_of_the_key(tmp_path: Pat
     assert isinstance(caught.value, ConfigError | ProfileError)
     assert complaint in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (MQTT + "topics = ['p/{device}/{channel}']", MQTT + "topics = ['q/{device}/{channel}']"),
+        (MQTT + "topics = ['p/{device}/{channel}']", MQTT + "topics = ['p/{device}/{channel}/raw']"),
+        (MQTT + "topics = ['p/{channel}']", MQTT + "topics = ['p/{channel}']"),
+        (MQTT + "topics = ['p/{device}']", MQTT.replace("localhost", "other") + "topics = ['p/{device}']"),
+        (
+            MQTT.replace("json-value", "mine/one.toml") + "topics = ['p/{device}']",
+            MQTT.replace("json-value", "mine/two.toml") + "topics = ['p/{device}']",
+        ),
+    ],
+    ids=["other topics", "other levels", "devices of their own", "other brokers", "other channels"],
+)
+def test_two_sources_may_listen_to_one_broker_as_long_as_they_make_other_series(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, channel in (("one", "t*"), ("two", "rpm")):
+        text = f'name = "{name}"\nversion = "1"\ncodec.name = "json"\n[channel."{channel}"]\n'
+        (tmp_path / "mine" / f"{name}.toml").write_text(text, encoding="utf-8")
+    config = config_of(tmp_path, f"{SHORT}[source.a]\n{first}\n[source.b]\n{second}\n")
+    assert {"a", "b"} < set(config.source)
+
+
+def test_relative_paths_begin_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = tmp_path / "gateway", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    login = 'broker = "mqtts://h"\nca_file = "tls/ca.pem"\npassword_file = "../password"\ncert_file = ""\n'
+    source = f'[source.plant]\ndriver = "mqtt"\nuser = "u"\ntopics = ["{{device}}"]\nprofile = "json-value"\n{login}'
+    text = f'gateway = "g"\n[uplink]\n{login}[store]\npath = "edge.db"\n{source}'
+    whole = config_of(here, text)
+    assert whole.store.path == str(here / "edge.db")
+    for keys in (whole.uplink, whole.source["plant"].options):
+        assert keys.ca_file == str(here / "tls/ca.pem")
+        assert keys.password_file == str(here / "../password")
+        assert keys.cert_file == ""
+    for folder, file in ((here, "gateway.toml"), (elsewhere, "../gateway/gateway.toml")):
+        monkeypatch.chdir(folder)
+        config = load_config(Path(file))
+        assert Path(config.store.path).resolve() == here / "edge.db"
+        assert Path(config.source["plant"].options.ca_file).resolve() == here / "tls/ca.pem"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

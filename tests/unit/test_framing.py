@@ -76,3 +76,20 @@ def test_a_line_of_just_the_limit_is_kept() -> None:
     framer = Framer(4)
     assert framer.feed(b"1234\n12345\n123\r\n") == [b"1234", b"123"]
     assert framer.oversize == 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "lines"),
+    [
+        (b"2.5\n13.5\n", [b"13.5"]),
+        (b"\n12.5\n", [b"12.5"]),
+        (b'alue": 1}\n12.5\n', [b"12.5"]),
+        (b' {"value": 1}\r\n12.5\n', [b' {"value": 1}', b"12.5"]),
+        (b'[{"value": 1}]\n12.5\n', [b'[{"value": 1}]', b"12.5"]),
+    ],
+)
+def test_a_first_line_that_may_be_the_end_of_a_number_is_no_json(stream: bytes, lines: list[bytes]) -> None:
+    framer = FRAMINGS["json_line"](100)
+    assert framer.feed(stream) == lines
+    framer.reset()
+    assert [line for byte in stream for line in framer.feed(bytes([byte]))] == lines

@@ -6,6 +6,7 @@ A real store, as in test_pump.py; the clocks are the test's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from devices.model import SECOND_NS, Quality, SampleBatch, SeriesSpec
 from edge import journal
 from edge.clock import Anchor, Clock
+from edge.custody import BIRTH_UNKNOWN_NS
 from edge.held import Step
-from edge.identity import HELD, RELEASED
+from edge.identity import BEHIND_JOURNAL, HELD, RELEASED
 from edge.operators import Operators
 from edge.recovery import recover
 from tests.unit.test_clock import NOW_NS, YEAR_NS, Clocks
@@ -151,7 +153,7 @@ def test_a_boot_that_ends_untrusted_keeps_its_estimates_with_their_quality(machi
     gateway = machine.live(later)
     assert machine.times_s(NOW_NS)[:6] == pytest.approx([1, 2, 3, 4, 5, 6], abs=1e-3)
     assert machine.times_s(NOW_NS + 30 * DAY_NS)[6] == 1
-    store = recover(gateway.recovered.store.path, 8 * MIB, gateway.history).store
+    store = recover(gateway.recovered.store.path, 8 * MIB, gateway.pump.history).store
     quality = np.concatenate([journal.decode(data or b"").batch.quality for _, data in store.blocks(0)])
     assert np.count_nonzero(quality & Quality.CLOCK) == 3
     store.close()
@@ -173,13 +175,13 @@ def test_alarms_are_raised_at_once_and_say_that_their_time_is_an_estimate(machin
     reasons: list[str] = []
 
     async def story(gateway: Gateway) -> None:
-        sealed = gateway.pump._sealer.alarms
+        sealed = gateway.pump.committer._sealer.alarms
 
         def alarms(alarms: list[Any], now_ns: int) -> Any:
             reasons.extend(alarm.reason for alarm in alarms)
             return sealed(alarms, now_ns)
 
-        gateway.pump._sealer.alarms = alarms  # type: ignore[method-assign]
+        gateway.pump.committer._sealer.alarms = alarms  # type: ignore[method-assign]
         series(gateway, 1, report="raw", filters={"range": {"low": -1e6, "high": 1e6}}, off_delay_ns=0)
         await machine.send(gateway, 1, 3)
         await machine.send(gateway, 1, 1, value=1e7)
@@ -267,12 +269,12 @@ def test_a_clock_that_was_years_ahead_and_is_set_right_takes_no_series_along(mac
 def test_a_leap_ahead_does_not_empty_the_journal(machine: Machine) -> None:
     async def story(gateway: Gateway) -> None:
         series(gateway, 2)
-        gateway.pump._snapshot_due_s = 0.0
+        gateway.pump.committer.replay._due_s = 0.0
         await machine.send(gateway, 2, 10)
-        await until(lambda: gateway.pump._snapshot_block > 0)
+        await until(lambda: gateway.pump.committer.replay.snapshot_block > 0)
         machine.clocks.wall_ns += 9 * YEAR_NS
         await machine.send(gateway, 2, 10)
-        assert gateway.pump.committed.journal_floor_ns == 0
+        assert gateway.pump.committer.committed.journal_floor_ns == 0
 
     machine.clocks.wall_ns = NOW_NS
     machine.live(story)
@@ -321,3 +323,57 @@ def test_replay_brings_held_and_released_samples_to_the_same_state_bit_for_bit()
     assert live.ledger.produced.sum() == again.ledger.produced.sum() == 120
     for name, array in live.snapshot().items():
         assert repr(array.tolist()) == repr(again.snapshot()[name].tolist()), name
+
+
+def test_a_device_whose_samples_go_raw_is_not_silent() -> None:
+    operators = Operators(lambda *_: (np.empty(0, np.int64), np.empty(0)))
+    operators.set_series(0, SeriesSpec("d", "c", "q", "", expect_every_ns=5 * SECOND_NS))
+    behind = np.full(1, BEHIND_JOURNAL, np.uint8)
+    for at_s in range(60):
+        assert operators.tick(NOW_NS + at_s * SECOND_NS) == []
+        batch = SampleBatch(np.zeros(1, np.int32), np.array([at_s + 1]), np.ones(1), np.zeros(1, np.uint8))
+        assert operators.samples(batch, np.array([NOW_NS]), behind) == []
+    assert [alarm.detector for alarm in operators.tick(NOW_NS + 90 * SECOND_NS)] == ["silent"]
+
+
+def test_a_store_made_at_a_boot_with_a_wrong_clock_writes_no_window_that_the_one_before_it_may_have_written(
+    machine: Machine, tmp_path: Path
+) -> None:
+    in_window_ns = [NOW_NS + 3 * SECOND_NS + i for i in range(4)]
+    born_ns: list[int] = []
+
+    async def one(gateway: Gateway) -> None:
+        series(gateway, 2, max_ahead_ns=0)
+        machine.clocks.pass_by(10)
+        await machine.send(gateway, 2, time_ns=in_window_ns[0])
+        await machine.send(gateway, 2, time_ns=NOW_NS + 9 * SECOND_NS)
+        await until(lambda: ("c1", NOW_NS + 3 * SECOND_NS) in machine.points)
+
+    async def unset(gateway: Gateway) -> None:
+        series(gateway, 2, max_ahead_ns=0)
+        await machine.send(gateway, 2, time_ns=in_window_ns[1])
+        born_ns.append(gateway.recovered.store.born_ns)
+
+    async def set_right(gateway: Gateway) -> None:
+        await machine.send(gateway, 2, time_ns=in_window_ns[2])
+        born_ns.append(gateway.recovered.store.born_ns)
+        machine.clocks.wall_ns = NOW_NS + 100 * SECOND_NS
+        await until(lambda: gateway.clock.trusted)
+        await machine.send(gateway, 2, time_ns=in_window_ns[3])
+        born_ns.append(gateway.recovered.store.born_ns)
+        for _ in range(4):
+            await machine.send(gateway, 2, time_ns=machine.clocks.wall_ns)
+        await until(lambda: ("c1", NOW_NS + 103 * SECOND_NS) in machine.points)
+
+    machine.clocks.wall_ns = NOW_NS
+    machine.live(one)
+    (tmp_path / "store" / "edge.db").write_bytes(b"not a store")
+    machine.boot(0)
+    machine.live(unset, crash=True)
+    machine.live(set_right, crash=True)
+    again = recover(tmp_path / "store" / "edge.db", 8 * MIB, lambda *_: (np.empty(0, np.int64), np.empty(0)))
+    assert born_ns[:2] == [BIRTH_UNKNOWN_NS] * 2
+    assert again.store.born_ns == born_ns[2] >= NOW_NS + 100 * SECOND_NS
+    again.store.close()
+    assert {time_ns for _, time_ns in machine.raw} == set(in_window_ns[1:])
+    assert min(time_ns for _, time_ns in machine.points if time_ns > NOW_NS + 9 * SECOND_NS) >= born_ns[2]

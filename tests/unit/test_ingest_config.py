@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -32,6 +34,35 @@ def test_the_shortest_configuration_names_a_broker_and_a_sink(tmp_path: Path) ->
 
 def test_two_ingesters_of_one_configuration_have_two_client_ids(tmp_path: Path) -> None:
     assert load(tmp_path, SHORTEST).session.client_id != load(tmp_path, SHORTEST).session.client_id
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:points.db", "sqlite:data%20of%20may/points.db", "sqlite:///var/lib/nowhere/points.db"]
+)
+def test_the_file_of_an_sqlite_sink_begins_at_the_folder_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    here, elsewhere = tmp_path / "50% of # a folder?", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load(here, SHORTEST.replace("sqlite:points.db", url))
+    assert config.sink_url == url
+    said = asyncio.run(config.sink.check())
+    expected = "/var/lib/nowhere/points.db" if "///" in url else f"{here}/{unquote(url.removeprefix('sqlite:'))}"
+    assert said.startswith(f"{expected} is not there yet")
+
+
+def test_a_relative_token_file_begins_at_the_folder_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "influxdb.token").write_text("hush-hush\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sink = 'url = "http://h:8086"\norg = "o"\nbucket = "b"\ntoken_file = "influxdb.token"\n'
+    config = load(tmp_path, f'[broker]\nurl = "mqtts://h"\nca_file = "ca.pem"\n[sink]\n{sink}')
+    assert isinstance(config.sink, InfluxSink)
+    assert config.session.ca_file == str(tmp_path / "ca.pem")
 
 
 def test_a_token_is_read_from_its_file_and_shown_nowhere(tmp_path: Path) -> None:

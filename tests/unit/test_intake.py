@@ -317,7 +317,7 @@ def test_bytes_that_hold_no_sample_pause_a_babbling_device_too(profile: Callable
 def test_dead_letters_of_a_device_that_sends_only_garbage_are_bounded(profile: Callable[[str, str], Profile]) -> None:
     world = World()
     source, fake = world.add("d", profile(JSON, ANY))
-    fake.deliver(Delivery([b"x" * 5000 + b"\n"] * 100, arrived_ns=NOW_NS))
+    fake.deliver(Delivery([b"{" + b"x" * 4999 + b"\n"] * 100, arrived_ns=NOW_NS))
     fake.deliver(Delivery([b"x\n"] * 100, arrived_ns=NOW_NS + 3_000_000_000))
     drained = world.intake.drain(10)
     assert drained.rejects == {("d", "malformed"): 200}
@@ -426,3 +426,130 @@ def test_times_of_the_payload_are_kept_and_missing_ones_are_left_to_admission(
     drained = world.intake.drain(10)
     assert drained.batch.time_ns.tolist() == [1_731_405_912_000_000_000, 0]
     assert drained.batch.series.dtype == np.int32
+
+
+def test_what_a_sender_had_kept_is_a_sample_only_with_its_own_time_or_as_the_first_of_its_series(
+    profile: Callable[[str, str], Profile],
+) -> None:
+    world = World()
+    world.intake = Intake(IntakeLimits(), lambda: NOW_NS, world.resolve, has_sample=lambda series: series in seen)
+    seen: set[int] = set()
+    _, fake = world.add("plant", profile(f'{JSON}\nvalue = "v"\ntime = "at"', ANY), ["{device}/{channel}"])
+    settled: list[int] = []
+
+    def kept() -> Delivery:
+        payloads = [b'{"v": 1}', b'{"v": 2}', b'{"v": 3, "at": 1700000000}']
+        marks = Marks([1, 2, 3], [False] * 3, 1, True)
+        return Delivery(payloads, ["a/on", "a/t", "a/t"], NOW_NS, lambda: settled.append(1), marks, retained={0, 2})
+
+    fake.deliver(kept())
+    assert world.take() == ([("a", "on", 1.0), ("a", "t", 3.0), ("a", "t", 2.0)], {})
+    seen |= {0, 1}
+    fake.deliver(kept())
+    drained = world.intake.drain(10)
+    assert drained.batch.value.tolist() == [3.0, 2.0]
+    assert not drained.rejects
+    for settle in drained.settles:
+        settle()
+    assert settled == [1]
+
+
+def test_bits_that_a_sender_had_kept_are_no_news_either(profile: Callable[[str, str], Profile]) -> None:
+    world = World()
+    seen: set[int] = set()
+    world.intake = Intake(IntakeLimits(), lambda: NOW_NS, world.resolve, has_sample=lambda series: series in seen)
+    bits = '[channel.on]\nkind = "state"\nsource = "w"\nbit = 0\n[channel.bad]\nkind = "state"\nsource = "w"\nbit = 1'
+    _, fake = world.add("plant", profile(JSON, bits), ["{device}"])
+    fake.deliver(Delivery([b'{"w": 2}'], ["a"], NOW_NS, retained={0}))
+    assert world.take()[0] == [("a", "on", 0.0), ("a", "bad", 1.0)]
+    seen |= {0, 1}
+    fake.deliver(Delivery([b'{"w": 2}', b'{"w": 1}'], ["a", "a"], NOW_NS, retained={0}))
+    assert world.take()[0] == [("a", "on", 1.0), ("a", "bad", 0.0)]
+
+
+def test_what_a_sender_has_forgotten_is_forgotten_with_a_commit_of_its_own(
+    profile: Callable[[str, str], Profile],
+) -> None:
+    world = World()
+    source, fake = world.add("plant", profile(f'{JSON}\nvalue = "v"', ANY), ["{device}"])
+
+    def forgotten(connection: int) -> Delivery:
+        return Delivery([], [], NOW_NS, lambda: None, Marks([], [], connection, session_present=False))
+
+    fake.deliver(forgotten(1))
+    assert not world.intake.drain(10).settles, "there is nothing to forget"
+    fake.deliver(Delivery([b"1"], ["a"], NOW_NS, lambda: None, Marks([1], [False], 1, session_present=False)))
+    assert world.intake.drain(10).repeating["plant"].state()
+    fake.deliver(forgotten(2))
+    drained = world.intake.drain(10)
+    assert drained.settles
+    assert drained.repeating["plant"].state() == b""
+    assert source.last_arrival_ns == NOW_NS
+
+
+def test_a_source_of_another_name_knows_what_its_senders_session_repeats(
+    profile: Callable[[str, str], Profile],
+) -> None:
+    """After a restart, where the store of before has it by the source's name, too; and with a reload."""
+    made = profile(f'{JSON}\nvalue = "v"', ANY)
+
+    class Named(Fake):
+        session_name = "mqtt://broker plant-x"
+
+    def once(dup: bool, connection: int = 1) -> Delivery:
+        return Delivery([b"1"], ["a"], NOW_NS, lambda: None, Marks([1], [dup], connection, session_present=True))
+
+    def listening(world: World, name: str) -> tuple[Source, Any]:
+        codec = load("codecs", made.codec.name)(made.codec.options)
+        source = world.intake.build(name, Named, ["{device}"], codec, made, IntakeLimits())
+        return source, source.driver
+
+    first = World()
+    source, driver = listening(first, "plant")
+    first.intake.add_built(source)
+    driver.deliver(once(False))
+    ((session, unconfirmed),) = first.intake.drain(10).repeating.items()
+    assert session == "mqtt://broker plant-x"
+
+    for key in (session, "plant_north"):
+        restarted = World()
+        restarted.intake.unconfirmed = {key: unconfirmed.state()}
+        source, driver = listening(restarted, "plant_north")
+        restarted.intake.add_built(source)
+        driver.deliver(once(True))
+        assert not len(restarted.intake.drain(10).batch)
+
+    async def reload() -> None:
+        running = asyncio.ensure_future(first.intake.run())
+        await asyncio.sleep(0)
+        renamed, driver = listening(first, "plant_north")
+        await first.intake.replace([renamed], IntakeLimits())
+        driver.deliver(once(True))
+        assert not len(first.intake.drain(10).batch)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(reload())
+
+
+def test_the_end_of_a_number_is_not_a_sample(profile: Callable[[str, str], Profile]) -> None:
+    world = World()
+    _, fake = world.add("d", profile(f'{JSON}\nvalue = "value"', ANY))
+    fake.deliver(Delivery([b"2.5\n13.5\n"], arrived_ns=NOW_NS, restart=True))
+    fake.deliver(Delivery([b'2.5\n{"value": 14.5}\n'], arrived_ns=NOW_NS, restart=True))
+    fake.deliver(Delivery([b'{"value": 15.5}\n'], arrived_ns=NOW_NS, restart=True))
+    assert world.take() == ([("d", "value", 13.5), ("d", "value", 14.5), ("d", "value", 15.5)], {})
+
+
+def test_channels_that_the_profile_lacks_are_named_in_the_log_each_once_and_not_for_ever(
+    profile: Callable[[str, str], Profile], caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    _, fake = world.add("plant", profile(JSON, "[channel.t]"), ["{device}"])
+    for _ in range(2):
+        for n in range(30):
+            fake.deliver(Delivery([b'{"t": 1, "odd%d": 2}' % n], ["unk"], NOW_NS))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 10
+    assert "profile p@1 has no channel 'odd0', which device 'unk' sends" in said[0]
+    assert "no more such channels" in said[-1]

@@ -9,28 +9,34 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from devices.model import SECOND_NS, Floats, Int64s, SampleBatch, SeriesSpec
+from devices.model import SECOND_NS, SampleBatch, SeriesSpec
+from devices.quantities import Duration, Size
 from devices.wire.frame import FrameLimits, SummaryBody, decode
 from devices.wire.receipt import Receipt, encode_receipt
 from devices.wire.receive import Inbound
 from edge.budget import MonthBudget, Stage
 from edge.clock import Clock
+from edge.config import (
+    ClockConfig,
+    EdgeConfig,
+    JournalConfig,
+    LimitsConfig,
+    StatusConfig,
+    StoreConfig,
+    UplinkConfig,
+)
 from edge.custody import Commit, Committed, Usage
 from edge.intake import Drained
 from edge.outage import LONGEST_S, Growth, Journal, budget_s, sentence
-from edge.outbox import Outbox
-from edge.pump import Pump
+from edge.parts import History, Parts
 from edge.recovery import recover
-from edge.registry import Registry
-from edge.report import Reporter
 from edge.retention import Keep
-from edge.seal import Sealer
-from edge.store import StoreThread
+from edge.storethread import StoreThread
 from edge.uplink import Uplink
 from simulators.virtual import Thread, VirtualLoop
 
@@ -38,6 +44,7 @@ MIB = 1 << 20
 MINUTE_S, HOUR_S = 60.0, 3600.0
 T0_NS = 1_700_000_000 * SECOND_NS
 EACH_S = 5
+WhenFull = Literal["degrade", "block", "drop_oldest"]
 
 
 class Feed:
@@ -116,69 +123,27 @@ class WatchedStore(StoreThread):
 
 
 class Gateway:
-    """The daemon's coroutines, wired as edge/daemon.py wires them."""
+    """The daemon's parts, with a feed for an intake, and this cloud."""
 
-    def __init__(
-        self, path: Path, *, series: int, burst_s: int, when_full: str, keep: Keep, month: MonthBudget | None
-    ) -> None:
+    def __init__(self, config: EdgeConfig, *, series: int, burst_s: int) -> None:
         def elapsed_ns() -> int:
             return round(asyncio.get_running_loop().time() * 1e9)
 
         self.feed, self.cloud = Feed(series, burst_s), Cloud()
-        recovered = recover(path, 8 * MIB, self._history)
+        history = History()
+        recovered = recover(Path(config.store.path), config.store.max_size, history)
         self.operators, self.file = recovered.operators, recovered.store
         thread: Any = Thread(lambda _: True, lambda: 0.001)
         self.store = WatchedStore(self.file, thread)
         self.store.months = []
-        clock = Clock(lambda: T0_NS + elapsed_ns(), elapsed_ns)
-        self.outbox = Outbox(recovered.outbox, {}, MIB)
-        self.uplink = Uplink(
-            "g1",
-            self.file.epoch,
-            self.outbox,
-            self.store.frames,
-            receipt_timeout_s=10,
-            max_rate_bytes_per_s=0,
-            month=month,
-            now_ns=clock.now_ns,
-        )
-        self.uplink.link, self.cloud.uplink = self.cloud, self.uplink
-        sealer = Sealer("g1", self.file.epoch, self.file.next_seq(), self.operators.specs)
-        registry = Registry(self.operators, 10_000)
+        parts = Parts(config, recovered, history, self.store, Clock(lambda: T0_NS + elapsed_ns(), elapsed_ns))
         for i in range(series):
-            registry.resolve(SeriesSpec("d", f"c{i}", "q", "", window_ns=10 * SECOND_NS, lateness_ns=0))
+            parts.registry.resolve(SeriesSpec("d", f"c{i}", "q", "", window_ns=10 * SECOND_NS, lateness_ns=0))
+        self.uplink, self.outbox = parts.uplink, parts.uplink.outbox
+        self.uplink.link, self.cloud.uplink = self.cloud, self.uplink
         feed: Any = self.feed
-        self.pump = Pump(
-            operators=self.operators,
-            registry=registry,
-            intake=feed,
-            store=self.store,
-            uplink=self.uplink,
-            sealer=sealer,
-            clock=clock,
-            committed=self.file.committed(),
-            recent=recovered.recent,
-            snapshot_block=recovered.snapshot_block,
-            born_ns=0,
-            changed={},
-            commit_delay_s=0.25,
-            when_full=when_full,
-            keep=keep,
-        )
-        self.pump.reporter = Reporter(
-            sealer,
-            self.operators,
-            self.outbox,
-            self.pump.waiting,
-            lambda: self.pump.committed.usage,
-            heartbeat_ns=1800 * SECOND_NS,
-            ledger_ns=900 * SECOND_NS,
-            config_digest="",
-            outage_budget_s=self.pump.outage_budget_s,
-        )
-
-    def _history(self, series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
-        return self.pump.history(series, lo_ns, hi_ns)
+        self.pump = parts.begin(config, feed)
+        self.parts = parts
 
     def connect(self) -> None:
         self.cloud.connected = True
@@ -186,6 +151,19 @@ class Gateway:
 
     def balance(self) -> None:
         assert not self.operators.ledger.imbalance(self.pump.waiting()).any()
+
+
+def configured(path: Path, when_full: WhenFull, keep: Keep, max_per_month: Size | None) -> EdgeConfig:
+    return EdgeConfig(
+        gateway="g1",
+        uplink=UplinkConfig("mqtt://cloud", max_per_month=max_per_month),
+        store=StoreConfig(str(path), Size(8 * MIB), when_full),
+        journal=JournalConfig(Duration(keep.span_ns), Size(keep.size_bytes)),
+        clock=ClockConfig(),
+        limits=LimitsConfig(),
+        status=StatusConfig(),
+        source={},
+    )
 
 
 Story = Callable[[Gateway], Coroutine[Any, Any, None]]
@@ -197,15 +175,13 @@ def tell(
     *,
     series: int = 20,
     burst_s: int = 5,
-    when_full: str = "degrade",
+    when_full: WhenFull = "degrade",
     keep: Keep | None = None,
-    month: MonthBudget | None = None,
+    max_per_month: Size | None = None,
 ) -> Gateway:
     async def told() -> Gateway:
-        keeping = keep or Keep(64 * MIB, 3600 * SECOND_NS)
-        gateway = Gateway(
-            path / "edge.db", series=series, burst_s=burst_s, when_full=when_full, keep=keeping, month=month
-        )
+        config = configured(path / "edge.db", when_full, keep or Keep(64 * MIB, 3600 * SECOND_NS), max_per_month)
+        gateway = Gateway(config, series=series, burst_s=burst_s)
         tasks = [asyncio.ensure_future(part.run()) for part in (gateway.pump, gateway.uplink, gateway.feed)]
         tasks.append(asyncio.ensure_future(story(gateway)))
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -229,7 +205,7 @@ def tell(
     ],
     ids=["a small journal", "samples in bursts of two minutes"],
 )
-def test_what_is_foretold_comes_within_a_tenth(tmp_path: Path, when_full: str, burst_s: int, keep: Keep) -> None:
+def test_what_is_foretold_comes_within_a_tenth(tmp_path: Path, when_full: WhenFull, burst_s: int, keep: Keep) -> None:
     foretold: list[tuple[float, float]] = []
 
     async def story(gateway: Gateway) -> None:
@@ -238,11 +214,11 @@ def test_what_is_foretold_comes_within_a_tenth(tmp_path: Path, when_full: str, b
         await asyncio.sleep(HOUR_S)
         gateway.cloud.connected = False
         gateway.store.first_given_up_s = math.nan
-        assert math.isfinite(gateway.pump.outage_budget_s())
+        assert math.isfinite(gateway.pump.committer.outage_budget_s())
         while math.isnan(gateway.store.first_given_up_s):
             await asyncio.sleep(20 * MINUTE_S)
             if math.isnan(gateway.store.first_given_up_s):
-                foretold.append((loop.time(), gateway.pump.outage_budget_s()))
+                foretold.append((loop.time(), gateway.pump.committer.outage_budget_s()))
                 gateway.balance()
         foretold.append((gateway.store.first_given_up_s, 0.0))
 
@@ -290,8 +266,7 @@ def test_the_answer_is_a_sentence() -> None:
 
 
 def test_near_the_months_limit_ten_windows_go_as_one(tmp_path: Path) -> None:
-    """20 series need some 1.2 GB a month as they come; merged a tenth of that."""
-    month = MonthBudget(100_000_000, 1)
+    """100 series need some 1.2 GB a month as they come; merged a tenth of that."""
 
     async def story(gateway: Gateway) -> None:
         gateway.connect()
@@ -300,7 +275,7 @@ def test_near_the_months_limit_ten_windows_go_as_one(tmp_path: Path) -> None:
         published = gateway.outbox.held()
         assert all(row.seq > gateway.outbox.live_limit() for row in published if row.lane == 1)
 
-    gateway = tell(tmp_path, story, series=100, month=month)
+    gateway = tell(tmp_path, story, series=100, max_per_month=Size(100_000_000))
     early = {span for at_s, span in gateway.cloud.spans if at_s < 500}
     late = [span for at_s, span in gateway.cloud.spans if at_s > HOUR_S]
     assert early == {10 * SECOND_NS}
@@ -311,18 +286,18 @@ def test_near_the_months_limit_ten_windows_go_as_one(tmp_path: Path) -> None:
 
 
 def test_once_the_month_is_spent_all_but_alarms_wait_and_nothing_is_lost(tmp_path: Path) -> None:
-    month = MonthBudget(250_000, 1)
+    max_bytes = Size(1_000_000)
 
     async def story(gateway: Gateway) -> None:
         gateway.connect()
-        await asyncio.sleep(HOUR_S)
+        await asyncio.sleep(30 * MINUTE_S)
         assert gateway.uplink.stage == Stage.ALARMS_ONLY
         passed = gateway.cloud.bytes_in + gateway.cloud.bytes_out
-        assert 0.7 * month.max_bytes < passed <= 0.91 * month.max_bytes
-        kept = MonthBudget(month.max_bytes, 1, gateway.store.months[-1])
-        assert passed - kept.spent_bytes < month.max_bytes / 1000 + 5000
-        await asyncio.sleep(20 * MINUTE_S)
+        assert 0.7 * max_bytes < passed <= 0.91 * max_bytes
+        kept = MonthBudget(max_bytes, 1, gateway.store.months[-1])
+        assert passed - kept.spent_bytes < max_bytes / 1000 + 5000
+        await asyncio.sleep(10 * MINUTE_S)
         assert gateway.cloud.bytes_in + gateway.cloud.bytes_out == passed
         assert gateway.outbox.has_held()
 
-    tell(tmp_path, story, series=100, month=month)
+    tell(tmp_path, story, series=400, max_per_month=max_bytes)

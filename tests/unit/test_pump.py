@@ -10,31 +10,39 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from devices.errors import StoreError, StoreFull
-from devices.model import DROP_POLICIES, REJECT_REASONS, SECOND_NS, Floats, Int64s, Lane, SampleBatch, SeriesSpec
+from devices.model import DROP_POLICIES, REJECT_REASONS, SECOND_NS, Int64s, Lane, SampleBatch, SeriesSpec
+from devices.quantities import Duration, Size
 from devices.wire.frame import AlarmBody, FrameLimits, RawBody, SummaryBody, decode
 from devices.wire.receipt import Receipt, Rejected, encode_receipt
 from devices.wire.receive import Inbound
 from devices.wire.topics import parse_correlation
+from edge import committer as committer_module
 from edge import pump as pump_module
+from edge import replay as replay_module
 from edge import room as room_module
 from edge.budget import Stage
 from edge.clock import Clock
-from edge.custody import Commit, Committed
+from edge.config import (
+    ClockConfig,
+    EdgeConfig,
+    JournalConfig,
+    LimitsConfig,
+    StatusConfig,
+    StoreConfig,
+    UplinkConfig,
+)
+from edge.custody import Commit, Committed, Custody, OutboxRow
 from edge.intake import Drained
-from edge.outbox import Outbox
-from edge.pump import Pump
+from edge.parts import History, Parts
 from edge.recovery import recover
-from edge.registry import Registry
-from edge.report import Reporter
 from edge.retention import Keep
-from edge.seal import Sealer
-from edge.store import StoreThread
+from edge.storethread import StoreThread
 from edge.uplink import Uplink
 
 MIB = 1 << 20
@@ -78,6 +86,7 @@ class Loopback:
 
     def __init__(self) -> None:
         self.connected = False
+        self.bytes_in = self.bytes_out = 0
         self.silent = False
         """No receipts."""
         self.uplink: Uplink
@@ -149,15 +158,20 @@ class FailingStore(StoreThread):
         return await super().commit(commit)
 
 
+class FewHeld(ClockConfig, frozen=True):
+    def __post_init__(self) -> None:
+        """Fewer than a gateway may be told to hold, so that a test soon has too many."""
+
+
 class Gateway:
-    """The edge from the intake's end to the link, on one event loop."""
+    """The edge's parts, from a feed to a loopback, on one event loop."""
 
     def __init__(
         self,
         path: Path,
         executor: ThreadPoolExecutor,
         *,
-        when_full: str,
+        when_full: Literal["degrade", "block", "drop_oldest"],
         keep: Keep,
         window_bytes: int,
         clock: Clock | None,
@@ -165,49 +179,30 @@ class Gateway:
     ) -> None:
         self.now_ns = T0_NS
         self.feed, self.link = Feed(), Loopback()
-        self.recovered = recover(path, 8 * MIB, self.history)
+        config = EdgeConfig(
+            gateway="g1",
+            heartbeat=Duration.parse("1 min"),
+            ledger=Duration.parse("1 min"),
+            uplink=UplinkConfig(
+                "mqtt://cloud", receipt_timeout=Duration.parse("1 min"), window_bytes=Size(window_bytes)
+            ),
+            store=StoreConfig(str(path), Size(8 * MIB), when_full, Duration.parse("5 ms")),
+            journal=JournalConfig(Duration(keep.span_ns), Size(keep.size_bytes)),
+            clock=FewHeld(max_held=max_held),
+            limits=LimitsConfig(),
+            status=StatusConfig(),
+            source={},
+        )
+        history = History()
+        self.recovered = recover(path, config.store.max_size, history)
         self.operators = self.recovered.operators
-        store = self.recovered.store
-        self.store = FailingStore(store, executor)
-        self.clock = clock = clock or Clock(lambda: self.now_ns)
-        clock.resume(self.operators.last_tick_ns)
-        outbox = Outbox(self.recovered.outbox, store.send_limits(), window_bytes)
-        self.uplink = Uplink("g1", store.epoch, outbox, self.store.frames, receipt_timeout_s=60, max_rate_bytes_per_s=0)
+        self.store = FailingStore(self.recovered.store, executor)
+        self.clock = clock or Clock(lambda: self.now_ns)
+        parts = Parts(config, self.recovered, history, self.store, self.clock)
+        self.uplink, self.registry, self.sealer = parts.uplink, parts.registry, parts.sealer
         self.uplink.link, self.link.uplink = self.link, self.uplink
-        sealer = Sealer("g1", store.epoch, store.next_seq(), self.operators.specs)
-        self.registry = Registry(self.operators, 10_000)
         feed: Any = self.feed
-        self.pump = Pump(
-            operators=self.operators,
-            registry=self.registry,
-            intake=feed,
-            store=self.store,
-            uplink=self.uplink,
-            sealer=sealer,
-            clock=clock,
-            committed=store.committed(),
-            recent=self.recovered.recent,
-            snapshot_block=self.recovered.snapshot_block,
-            born_ns=store.born_ns,
-            changed=self.recovered.changed,
-            commit_delay_s=0.005,
-            when_full=when_full,
-            keep=keep,
-            max_held=max_held,
-        )
-        self.pump.reporter = Reporter(
-            sealer,
-            self.operators,
-            outbox,
-            self.pump.waiting,
-            lambda: self.pump.committed.usage,
-            heartbeat_ns=60 * SECOND_NS,
-            ledger_ns=60 * SECOND_NS,
-            config_digest="",
-        )
-
-    def history(self, series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
-        return self.pump.history(series, lo_ns, hi_ns)
+        self.pump = parts.begin(config, feed)
 
     def balance(self) -> None:
         assert not self.operators.ledger.imbalance(self.pump.waiting()).any()
@@ -233,10 +228,11 @@ Story = Callable[[Gateway], Awaitable[None]]
 @pytest.fixture
 def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gateway]:
     """Run a story beside pump and uplink, at a hundred times their pace; end the pump; give the gateway."""
-    for name, value in (("TICK_S", 0.01), ("TURN_S", 0.0), ("COMMIT_GAP_S", 0.001), ("SEAL_SHUT_S", 0.02)):
+    for name, value in (("TICK_S", 0.01), ("TURN_S", 0.0), ("SEAL_SHUT_S", 0.02)):
         monkeypatch.setattr(pump_module, name, value)
-    for name in ("SNAPSHOT_RETRY_S", "STORE_RETRY_S", "STORE_FULL_RETRY_S"):
-        monkeypatch.setattr(pump_module, name, 0.01)
+    for name, value in (("COMMIT_GAP_S", 0.001), ("STORE_RETRY_S", 0.01), ("STORE_FULL_RETRY_S", 0.01)):
+        monkeypatch.setattr(committer_module, name, value)
+    monkeypatch.setattr(replay_module, "SNAPSHOT_RETRY_S", 0.01)
 
     def run(
         story: Story,
@@ -318,7 +314,7 @@ def test_what_is_acknowledged_is_in_the_store_and_ends_in_the_sink(tell: Callabl
             gateway.now_ns = T0_NS + second * SECOND_NS
             gateway.feed.put(batch(3, [gateway.now_ns, gateway.now_ns + 1000], rng))
             await until(lambda: gateway.feed.acknowledged == second + 1)  # noqa: B023
-            assert gateway.pump.committed.block_id > 0
+            assert gateway.pump.committer.committed.block_id > 0
             gateway.balance()
         await until(lambda: gateway.link.samples() >= 3 * 2 * 19)
 
@@ -332,7 +328,7 @@ def test_an_alarm_is_sent_with_a_commit_of_its_own(tell: Callable[..., Gateway])
     async def story(gateway: Gateway) -> None:
         gateway.connect()
         series(gateway, 1, filters={"range": {"low": -10.0, "high": 10.0}}, off_delay_ns=0)
-        gateway.pump._commit_delay_s = 3600.0
+        gateway.pump.committer._commit_delay_s = 3600.0
         sample = SampleBatch(np.zeros(1, np.int32), np.array([T0_NS]), np.array([99.0]), np.zeros(1, np.uint8))
         gateway.feed.put(sample)
         await until(lambda: gateway.link.alarms == ["open"])
@@ -356,7 +352,7 @@ def test_a_store_that_fails_for_a_while_changes_nothing_but_the_time(tell: Calla
             while gateway.feed.acknowledged == before:
                 gateway.balance()
                 await asyncio.sleep(0.002)
-        assert gateway.pump.store_error == ""
+        assert gateway.pump.committer.store_error == ""
 
     gateway = tell(story)
     gateway.balance()
@@ -370,7 +366,7 @@ def test_a_store_that_never_works_again_does_not_keep_the_daemon_from_ending(tel
         series(gateway, 1)
         gateway.store.failures = 1 << 30
         gateway.feed.put(batch(1, [T0_NS], np.random.default_rng(1)))
-        await until(lambda: gateway.pump.store_error != "")
+        await until(lambda: gateway.pump.committer.store_error != "")
         assert gateway.feed.acknowledged == 0
 
     with pytest.raises(StoreError):
@@ -390,10 +386,10 @@ def test_receipts_that_come_while_the_store_is_full_make_the_room(tell: Callable
         await until(lambda: bool(published))
         gateway.store.full = asyncio.Event()
         gateway.feed.put(batch(3, [T0_NS + 2 * SECOND_NS], rng))
-        await until(lambda: gateway.pump._committing.samples > 0)
+        await until(lambda: gateway.pump.committer._under_way.samples > 0)
         for correlation in published:
             gateway.link.receipt(correlation, Receipt())
-        await until(lambda: bool(gateway.pump._pending.removed))
+        await until(lambda: bool(gateway.pump.committer.pending.removed))
         gateway.store.full.set()
         gateway.balance()
         await until(lambda: gateway.feed.acknowledged == 2)
@@ -445,13 +441,47 @@ def test_a_full_store_with_nothing_to_send_goes_on_once_a_snapshot_has_given_its
         gateway.connect()
         gateway.feed.put(batch(3, [T0_NS], rng))
         await until(lambda: gateway.feed.acknowledged == 1 and not len(gateway.uplink.outbox))
-        usage = gateway.pump.committed.usage  # as it was told while a snapshot stood beside the one before it
-        gateway.pump.committed = gateway.pump.committed._replace(usage=usage._replace(used_bytes=usage.limit_bytes))
+        usage = gateway.pump.committer.committed.usage  # as it was told while a snapshot stood beside the one before it
+        committer = gateway.pump.committer
+        committer.committed = committer.committed._replace(usage=usage._replace(used_bytes=usage.limit_bytes))
         gateway.feed.put(batch(3, [T0_NS + 1], rng))
         await until(lambda: gateway.feed.acknowledged == 2)
         gateway.balance()
 
     tell(story, when_full="block", stop_within_s=0.1)
+
+
+@pytest.mark.parametrize("when_full", ["degrade", "block"])
+def test_a_commit_that_needs_more_room_than_one_trim_makes_goes_once_the_journal_has_given_it(
+    tell: Callable[..., Gateway], when_full: str
+) -> None:
+    """The link is down and frames wait: no receipt will come, but there is a journal that nothing needs any more."""
+    rng = np.random.default_rng(1)
+    frame_bytes = 256 << 10
+
+    async def story(gateway: Gateway) -> None:
+        replay, outbox = gateway.pump.committer.replay, gateway.uplink.outbox
+        series(gateway, 250)
+        for round_ in range(64):
+            start_ns, gateway.now_ns = gateway.now_ns, gateway.now_ns + SECOND_NS // 10
+            gateway.feed.put(batch(250, [start_ns + i * 1_000_000 for i in range(16)], rng))
+            await until(lambda: gateway.feed.acknowledged > round_)  # noqa: B023
+        replay._due_s = 0.0
+        gateway.feed.put(batch(250, [gateway.now_ns], rng))
+        await until(lambda: replay.snapshot_block >= 64)
+        usage = gateway.pump.committer.committed.usage
+        assert usage.journal_bytes > usage.limit_bytes / 4
+        brought_bytes = usage.limit_bytes * 6 // 5 - usage.used_bytes
+        rows = [
+            OutboxRow(1_000_000 + i, Lane.RAW, "raw", T0_NS, bytes(8), Custody.none().pack(), frame_bytes)
+            for i in range(brought_bytes // frame_bytes)
+        ]
+        for row in rows:
+            gateway.pump.bring_back(row, rng.bytes(frame_bytes), 0)
+        await until(lambda: all(outbox.find(row.seq) for row in rows))
+        gateway.balance()
+
+    tell(story, when_full=when_full, crash=True)
 
 
 def test_a_failure_that_nobody_expected_ends_the_pump_and_is_not_swallowed(tell: Callable[..., Gateway]) -> None:
@@ -534,12 +564,12 @@ def test_a_long_outage_in_a_small_store(tell: Callable[..., Gateway], tmp_path: 
                 break
         if when_full == "block":
             assert blocked, "the store was never full"
-            assert gateway.pump.blocked
+            assert gateway.pump.room.blocked
         gateway.connect()
         await until(lambda: not gateway.uplink.outbox.has_held())
         await until(lambda: gateway.totals()["waiting"] <= 2 * count)
         gateway.balance()
-        assert not gateway.pump.blocked
+        assert not gateway.pump.room.blocked
 
     gateway = tell(story, when_full=when_full)
     gateway.balance()
@@ -605,17 +635,17 @@ def test_the_journal_is_kept_within_its_span(tell: Callable[..., Gateway]) -> No
     async def story(gateway: Gateway) -> None:
         gateway.connect()
         series(gateway, 2)
-        gateway.pump._snapshot_due_s = 0.0
+        gateway.pump.committer.replay._due_s = 0.0
         for second in range(40):
             gateway.now_ns = T0_NS + second * 10 * SECOND_NS
             gateway.feed.put(batch(2, [gateway.now_ns], rng))
             await until(lambda: gateway.feed.acknowledged == second + 1)  # noqa: B023
             if second == 20:
-                gateway.pump._snapshot_due_s = 0.0
-                await until(lambda: gateway.pump._snapshot_block > 20)
-        usage = gateway.pump.committed.usage
+                gateway.pump.committer.replay._due_s = 0.0
+                await until(lambda: gateway.pump.committer.replay.snapshot_block > 20)
+        usage = gateway.pump.committer.committed.usage
         assert gateway.now_ns - usage.journal_from_ns <= 220 * SECOND_NS
-        assert gateway.pump.committed.journal_floor_ns > T0_NS
+        assert gateway.pump.committer.committed.journal_floor_ns > T0_NS
 
     tell(story, keep=Keep(64 * MIB, 100 * SECOND_NS))
 
@@ -650,7 +680,7 @@ def test_windows_that_began_before_the_store_was_born_go_raw(tell: Callable[...,
     rng = np.random.default_rng(1)
 
     async def story(gateway: Gateway) -> None:
-        gateway.pump._born_ns = T0_NS + 10 * SECOND_NS + 1
+        gateway.pump._entry._born_ns = T0_NS + 10 * SECOND_NS + 1
         gateway.connect()
         series(gateway, 1, max_ahead_ns=0)
         gateway.now_ns = T0_NS + 11 * SECOND_NS + 1

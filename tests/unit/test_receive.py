@@ -322,3 +322,12 @@ def test_what_was_passed_over_is_forgotten_with_its_connection() -> None:
     cutter.feed(Message("t", b"1", packet_id=1).packet(version5=False))
     cutter.cut(inbound)
     assert inbound.payloads == [b"1"]
+
+
+@pytest.mark.parametrize("version5", [True, False])
+def test_what_the_broker_had_kept_is_marked_and_nothing_else(version5: bool) -> None:
+    packets = [Message("t", b"x", packet_id, retain=retain) for packet_id, retain in ((0, True), (1, False), (2, True))]
+    stream = b"".join(packet.packet(version5=version5) for packet in packets)
+    for pieces in ([stream], [bytes([byte]) for byte in stream]):
+        inbound, _ = cut_all(pieces, version5=version5)
+        assert inbound.retained == [0, 2]

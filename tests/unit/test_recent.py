@@ -27,7 +27,7 @@ def test_a_sample_is_found_or_lies_where_the_journal_must_be_asked(
             SampleBatch(of.astype(np.int32), times, values, np.zeros(len(batch), np.uint8)), verdicts.astype(np.uint8)
         )
         kept += [(s, t, v) for (s, t, w), v in zip(batch, values.tolist(), strict=True) if w != DUPLICATE]
-    found_times, found_values = recent.find(series, lo, lo + 5)
+    found_times, found_values = recent.find(series, np.arange(lo, lo + 6))
     found = sorted(zip(found_times.tolist(), found_values.tolist(), strict=True))
     asked = [(t, v) for s, t, v in kept if s == series and lo <= t <= lo + 5]
     assert found == sorted((t, v) for s, t, v in kept[-ROWS:] if s == series and lo <= t <= lo + 5)

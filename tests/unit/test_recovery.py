@@ -28,7 +28,7 @@ def spec(channel: str, **settings: Any) -> SeriesSpec:
     return SeriesSpec("d", channel, "q", "", lateness_ns=0, **({"window_ns": SECOND_NS} | settings))
 
 
-def no_history(series: int, lo_ns: int, hi_ns: int) -> tuple[Any, Any]:
+def no_history(series: int, times_ns: Any) -> tuple[Any, Any]:
     return np.empty(0, np.int64), np.empty(0)
 
 
@@ -276,7 +276,7 @@ def test_what_came_last_is_in_memory_again_so_that_a_repeat_need_not_be_looked_f
         edge.step([(0, second + 0.1, 1.0), (1, second + 0.2, float(second))], tick_s=second + 0.5, snapshot=second == 2)
     edge = edge.again()
     recent = edge.recovered.recent
-    times_ns, values = recent.find(1, 0, 1 << 62)
+    times_ns, values = recent.find(1, T0_NS + np.arange(50) * SECOND_NS // 10)
     assert sorted(values.tolist()) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert recent.forgotten_ns < times_ns.min()
     edge.close()

@@ -57,6 +57,17 @@ def test_a_confirmed_id_may_come_again_with_the_same_content() -> None:
     assert unconfirmed.fresh(marks(1, dup=True, connection=2), digest("on")) == [True]
 
 
+def test_a_session_lost_on_a_connection_without_messages_is_forgotten_with_the_next_commit() -> None:
+    unconfirmed = Unconfirmed()
+    unconfirmed.fresh(marks(1), digest("on"))
+    unconfirmed.hold(marks(1), digest("on"))
+    nothing = Marks([], [], 2, False)
+    assert unconfirmed.fresh(nothing, []) is None
+    unconfirmed.hold(nothing, [])
+    assert unconfirmed.state() == b""
+    assert unconfirmed.fresh(marks(1, dup=True, connection=3), digest("on")) == [True]
+
+
 def test_messages_without_acknowledgement_leave_no_trace() -> None:
     unconfirmed = Unconfirmed()
     assert unconfirmed.fresh(marks(0), digest("a")) is None

@@ -25,6 +25,7 @@ def planned(
     cannot_merge: set[int] | None = None,
     keep_ns: int = 1 << 60,
     urgent: bool = False,
+    planned_bytes: int = 0,
 ) -> Plan:
     blocks = [JournalRow(i + 1, 10, 100 * (i + 1)) for i in range(journal)]
     return plan(
@@ -38,6 +39,7 @@ def planned(
         policy,
         cannot_merge or set(),
         urgent,
+        planned_bytes,
     )
 
 
@@ -71,6 +73,16 @@ def test_where_a_commit_found_no_room_nothing_waits_for_a_snapshot() -> None:
     result = planned(950, journal=50, snapshot_block=3, outbox=[row(1), row(2)], held={1, 2}, urgent=True)
     assert result.trim_journal_to == 3
     assert [r.seq for r in result.drop] == [1, 2]
+
+
+def test_each_attempt_of_a_commit_that_is_still_too_large_gives_more() -> None:
+    outbox = [row(1), row(2), row(3), row(4)]
+    first = planned(LIMIT, journal=50, outbox=outbox, urgent=True)
+    assert (first.trim_bytes, first.drop) == (150, [])
+    again = planned(LIMIT, journal=50, outbox=outbox, urgent=True, planned_bytes=first.trim_bytes)
+    assert (again.trim_bytes, again.drop) == (300, [])
+    last = planned(LIMIT, journal=50, outbox=outbox, urgent=True, planned_bytes=500)
+    assert (last.trim_bytes, [r.seq for r in last.drop]) == (500, [1, 2, 3])
 
 
 def test_no_snapshot_is_asked_for_where_it_would_free_next_to_nothing() -> None:

@@ -15,15 +15,16 @@ import pytest
 from devices.errors import StoreCorrupt
 from devices.model import Lane
 from devices.wire.topics import digest
-from edge.custody import Commit, Custody, OutboxRow
+from edge.custody import BIRTH_UNKNOWN_NS, BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
 from edge.recovery import Recovered, recover
-from edge.store import PAGE_BYTES, Store, set_aside
+from edge.store import Store
+from edge.storefile import PAGE_BYTES, set_aside
 
 MIB = 1 << 20
 FRAMES = 400
 
 
-def no_history(series: int, lo_ns: int, hi_ns: int) -> tuple[Any, Any]:
+def no_history(series: int, times_ns: Any) -> tuple[Any, Any]:
     return np.empty(0, np.int64), np.empty(0)
 
 
@@ -83,7 +84,7 @@ def test_all_frames_of_a_file_found_damaged_while_it_was_in_use_are_taken_over(
     }
     assert sent(recovered) == expected
     assert recovered.store.to_salvage() == []
-    assert recovered.store.born_ns
+    assert recovered.store.born_ns == BIRTH_UNKNOWN_NS
     recovered.store.close()
     assert aside.exists()
     again = recover(path, 8 * MIB, no_history)
@@ -138,6 +139,32 @@ def test_a_crash_in_the_middle_neither_loses_nor_repeats_a_frame(path: Path, fra
     recovered = recover(path, 8 * MIB, no_history)
     assert len(recovered.outbox) == FRAMES - 3
     assert sorted(row.seq for row in recovered.outbox) == list(range(1, FRAMES - 2))
+    recovered.store.close()
+
+
+@pytest.mark.parametrize("had_topics", [True, False], ids=["of this program", "of one that kept no topics"])
+def test_dead_letters_are_taken_over_once_and_in_order(path: Path, frames: dict[int, bytes], had_topics: bool) -> None:
+    garbage = DeadLetter(76, "plant", "malformed", "no number", b"?" * 300, "plant/fan", 2000)
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(dead_letters=[garbage], buried=[BuriedFrame(10, 77, "refused", "version")], removed=[10]))
+    store.close()
+    if not had_topics:
+        with sqlite3.connect(path) as db:
+            db.execute("ALTER TABLE deadletter DROP COLUMN topic")
+            db.execute("ALTER TABLE deadletter DROP COLUMN bytes")
+        db.close()
+        garbage = garbage._replace(topic="", size_bytes=0)
+    refused = DeadLetter(77, "uplink", "refused", "version", frames[10], size_bytes=3000 if had_topics else 0)
+    aside = set_aside(path, "found damaged")
+    store = Store.open(path, 8 * MIB)
+    store.commit(Commit(dead_letters=[garbage]))  # as after a crash in the middle
+    store.close()
+    recovered = recover(path, 8 * MIB, no_history)
+    kept = recovered.store.dead_letters()
+    assert [letter._replace(id=0) for letter in kept] == [refused, garbage]
+    assert len(recovered.outbox) == FRAMES - 4
+    assert recovered.store.to_salvage() == []
+    assert aside.with_name(aside.name + ".salvaged").exists()
     recovered.store.close()
 
 

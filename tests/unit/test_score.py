@@ -247,6 +247,13 @@ def test_closings_and_alarms_of_devices_that_are_not_simulated_are_not_counted()
     assert one.false_ == 0
 
 
+def test_what_is_still_open_at_the_end_is_told_apart_from_the_silence_after_it():
+    raised = [alarm(20), alarm(21, state="closed"), alarm(98), alarm(102, channel="pressure", detector="silent")]
+    raised[1] = msgspec.structs.replace(raised[1], id=raised[0].id)
+    one = alarms([truth(20, 20, 23), truth(98, 98, 101)], raised)
+    assert (one.opened, one.still_open, one.silent) == (2, 1, 1)
+
+
 def test_silence_after_the_end_of_the_run_is_no_false_alarm():
     assert alarms([], [alarm(105, detector="silent")]).false_ == 0
     assert alarms([], [alarm(95, detector="silent")]).false_ == 1

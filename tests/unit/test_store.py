@@ -12,7 +12,7 @@ import pytest
 
 from devices.errors import StoreError, StoreFull
 from devices.model import SECOND_NS, Lane, SeriesSpec
-from edge.custody import BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
+from edge.custody import BIRTH_UNKNOWN_NS, BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
 from edge.retention import Keep, is_needed
 from edge.store import DEAD_LETTERS_MAX, Store
 
@@ -269,20 +269,34 @@ def test_a_young_journal_asks_for_no_room_whatever_its_first_blocks_hold(path: P
     store.close()
 
 
-def test_a_store_that_follows_one_set_aside_knows_when_it_was_born(path: Path) -> None:
+def test_a_store_that_follows_one_set_aside_is_born_when_a_commit_says_so(path: Path) -> None:
     store = Store.open(path, 8 * MIB)
     assert store.born_ns == 0
     store.close()
     path.write_bytes(b"not a store" * 1000)
-    store = Store.open(path, 8 * MIB)
-    born_ns = store.born_ns
-    assert born_ns > 0
+    store = reopened(Store.open(path, 8 * MIB))
+    assert store.born_ns == BIRTH_UNKNOWN_NS
+    store.commit(Commit(block=b"held", samples=1, first_ns=1, last_ns=1))
     store = reopened(store)
-    assert store.born_ns == born_ns
+    assert store.born_ns == BIRTH_UNKNOWN_NS
+    with pytest.raises(StoreFull):
+        store.commit(Commit(block=os.urandom(8 * MIB), born_ns=76))
+    store = reopened(store)
+    assert store.born_ns == BIRTH_UNKNOWN_NS
+    store.commit(Commit(born_ns=77))
+    assert store.born_ns == 77
+    store.commit(Commit(block=b"a window opens", samples=1, first_ns=99, last_ns=99))
+    store = reopened(store)
+    assert store.born_ns == 77
     store.close()
-    path.unlink()  # as after a crash between setting aside and making
+
+
+def test_a_crash_between_setting_aside_and_making_leaves_a_store_that_knows_what_it_follows(path: Path) -> None:
+    path.with_name("edge.db.aside-20260101T000000-0a1b").write_bytes(b"not a store")
     store = Store.open(path, 8 * MIB)
-    assert store.born_ns > born_ns
+    assert store.set_aside == ""
+    assert store.born_ns == BIRTH_UNKNOWN_NS
+    assert [aside.name for aside in store.to_salvage()] == ["edge.db.aside-20260101T000000-0a1b"]
     store.close()
 
 
@@ -333,15 +347,20 @@ def test_a_snapshot_counts_only_whole(path: Path) -> None:
     store.close()
 
 
-def test_blocks_of_a_span_are_found_by_bisection(path: Path) -> None:
+def test_blocks_around_old_times_are_found_by_bisection(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(path, 8 * MIB)
     spans = [(0, 9), (10, 19), (5, 12), (20, 29), (3, 4), (30, 39)]
     for i, (first, last) in enumerate(spans):
         store.commit(Commit(block=str(i).encode(), samples=1, first_ns=first, last_ns=last))
-    for lo in range(45):
-        for hi in range(lo, 45):
-            expected = [str(i).encode() for i, (first, last) in enumerate(spans) if last >= lo and first <= hi]
-            assert store.blocks_between(lo, hi) == expected
+    for bytes_at_once in (1, 3, 1000):
+        monkeypatch.setattr(contents, "BLOCKS_BYTES", bytes_at_once)
+        for times in [[t] for t in range(45)] + [[t, u] for t in range(45) for u in range(t + 1, 45)]:
+            expected = [i for i, (first, last) in enumerate(spans) if any(first <= t <= last for t in times)]
+            found: list[tuple[int, bytes]] = []
+            while part := store.blocks_around(np.array(times), found[-1][0] if found else 0):
+                assert len(part) <= bytes_at_once
+                found += part
+            assert found == [(i + 1, str(i).encode()) for i in expected]
     assert store.committed().high_ns == 39
     store.commit(Commit(trim_journal_to=3))
     assert store.committed().journal_floor_ns == 19

@@ -23,7 +23,7 @@ from edge.custody import Commit
 from edge.outbox import Outbox
 from edge.recovery import Recovered, recover
 from edge.seal import Sealer
-from edge.store import SCHEMA_VERSION
+from edge.storefile import SCHEMA_VERSION
 from tests.unit.test_recovery import MIB, T0_NS, Edge, no_history, ramp, spec
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "stores"

@@ -14,6 +14,7 @@ from devices.model import Lane
 from devices.wire.receipt import Receipt, encode_receipt
 from devices.wire.receive import Inbound
 from devices.wire.topics import correlation, digest
+from edge import twins
 from edge import uplink as uplink_module
 from edge.custody import Custody, OutboxRow
 from edge.outbox import Outbox
@@ -331,5 +332,41 @@ def test_an_alarm_passes_the_frames_that_the_broker_has_not_taken() -> None:
             await quiet()
         await until(lambda: len(world.link.published) == 6)
         assert world.link.payloads() == [large[1], b"alarm", *(large[seq] for seq in range(2, 6))]
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "frame"), [(EPOCH + 1, b"any"), (EPOCH, b"another frame under this number")], ids=["epoch", "digest"]
+)
+def test_receipts_for_frames_of_another_gateway_of_our_name_are_told(
+    epoch: int, frame: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(twins, "GAP_S", 0.0)
+
+    async def story(world: World) -> None:
+        world.commit((1, b"one"), (2, b"two"), (3, b"three"))
+        await until(lambda: len(world.link.published) == 3)
+        for seq in (1, 2, 3):
+            assert not world.uplink.twins.sentence(asyncio.get_running_loop().time())
+            world.receive((correlation(epoch, seq, frame), STORED))
+        assert "another gateway is called g1" in world.uplink.twins.sentence(asyncio.get_running_loop().time())
+        assert world.uplink.take_answers() == []
+
+    run(story)
+    assert caplog.text.count("another gateway is called g1") == 1
+
+
+def test_a_second_receipt_for_a_frame_of_ours_is_no_sign_of_another_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "GAP_S", 0.0)
+
+    async def story(world: World) -> None:
+        for seq in (1, 2, 3, 4):
+            world.commit((seq, b"one"))
+            await until(lambda seq=seq: len(world.link.published) == seq)  # type: ignore[misc]
+            world.receive(*[(correlation(EPOCH, seq, b"one"), STORED)] * 2)
+            world.commit(removed=(seq,))
+            world.receive((correlation(EPOCH, seq, b"one"), STORED))
+        assert not world.uplink.twins.sentence(asyncio.get_running_loop().time())
 
     run(story)

@@ -7,10 +7,10 @@ Each seed is a world of its own, with a climate of its own: most live for two da
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from tests.world.many import processes, run_all, worlds
 
@@ -27,7 +27,7 @@ def main() -> int:
         for outcome in run_all(worlds(arguments.seed, arguments.days), pool):
             if isinstance(outcome, str):
                 bad += 1
-                print(outcome, flush=True)
+                print(f"{outcome}\n", flush=True)
                 continue
             run_worlds += 1
             done_days += outcome.days
@@ -35,15 +35,23 @@ def main() -> int:
             print(
                 f"seed {outcome.seed}: {outcome.days:g} d, {outcome.events} events, {outcome.digest}", file=sys.stderr
             )
-    took_s = time.perf_counter() - begun_s
-    told = {
-        "days": done_days,
-        "worlds": run_worlds,
-        "violations": bad,
-        "days_per_minute": round(done_days / took_s * 60, 1),
-    }
-    print(json.dumps(told | totals))
+    for line in table(run_worlds, bad, done_days, time.perf_counter() - begun_s, totals):
+        print(line)
     return 1 if bad else 0
+
+
+def table(good: int, bad: int, days: float, took_s: float, totals: Mapping[str, int]) -> Iterator[str]:
+    """What came of the worlds, for people: how many broke a rule, and what the others went through."""
+    pace = f"{days:g} days in {took_s:.0f} s, {days / took_s * 60:.1f} a minute"
+    yield f"worlds: {good + bad}, of them with a violation: {bad}; {pace}"
+    if bad:
+        yield "above: each violation with the last events before it; ./task simulate 2 --seed S repeats that of seed S"
+    if not good:
+        return
+    width = max(len(name) for name in totals)
+    yield ""
+    yield f"{'without one' if bad else 'in them':{width}}  {'in all':>12}  {'a day':>10}"
+    yield from (f"{name:{width}}  {count:12,}  {count / days:10,.1f}" for name, count in totals.items())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from random import Random
 from types import ModuleType
 
 from devices.model import SECOND_NS
-from edge import outbox, pump, uplink
+from edge import committer, outbox, pump, replay, uplink
 from edge.retention import Keep
 from tests.world.broker import Unwell
 from tests.world.database import Moods
@@ -23,9 +23,9 @@ WEEK_DAYS = 7.0
 WINDOWS_S = (300, 900, 3600)
 
 PACES: dict[tuple[ModuleType, str], object] = {
-    (pump, "STORE_RETRY_S"): 60.0,
-    (pump, "STORE_FULL_RETRY_S"): 30.0,
-    (pump, "SNAPSHOT_RETRY_S"): 300.0,
+    (committer, "STORE_RETRY_S"): 60.0,
+    (committer, "STORE_FULL_RETRY_S"): 30.0,
+    (replay, "SNAPSHOT_RETRY_S"): 300.0,
     (pump, "SEAL_SHUT_S"): 600.0,
     (uplink, "STORE_RETRY_S"): 60.0,
     (uplink, "NOBODY_LISTENS_S"): (10.0, 900.0),
@@ -121,7 +121,7 @@ def draw(seed: int, days: float) -> Climate:
         every_s["disk_loss"] *= 10.0  # with the disk goes the account
         # Of a store that is gone, under a clock that was ahead, nobody knows how far its windows reached.
         every_s.pop("clock", None)
-    climate = Climate(
+    return Climate(
         settings=settings,
         habits=habits,
         tick_s=rng.choice((60.0, 300.0, 600.0)),
@@ -140,6 +140,3 @@ def draw(seed: int, days: float) -> Climate:
         boots=rng.choice(("", "", "", "1970", "stop")),
         is_synchronised=rng.choice((False, True)),
     )
-    if climate.boots:
-        every_s.pop("disk_loss", None)  # a store that is born in 1970 does not know what was before it
-    return climate

@@ -1,4 +1,4 @@
-"""The gateway's daemon on modelled ports: wired as edge/daemon.py wires it, with its own coroutines and a real store.
+"""The gateway's daemon on modelled ports: the same parts (edge/parts.py), with their own coroutines and a real store.
 
 Its ports: the sensors' session and the uplink's (wires.py), the store's thread (virtual.py) with faults (`Disk`),
 the clock.
@@ -13,29 +13,34 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any, Literal, cast
 from unittest import mock
 
 from devices.drivers import mqtt
-from devices.drivers.mqtt import MqttDriver, MqttOptions
+from devices.drivers.mqtt import MqttOptions
 from devices.errors import StoreError, StoreFull
-from devices.model import SECOND_NS, Floats, Int64s
-from devices.profiles import Profile, load
-from devices.wire.receive import Inbound
-from devices.wire.session import Session, SessionOptions
-from devices.wire.topics import topic
+from devices.model import SECOND_NS
+from devices.profiles import Profile
+from devices.quantities import Duration, Rate, Size
+from devices.wire.session import Session
 from edge.clock import Clock
+from edge.config import (
+    ClockConfig,
+    EdgeConfig,
+    JournalConfig,
+    LimitsConfig,
+    SourceConfig,
+    StatusConfig,
+    StoreConfig,
+    UplinkConfig,
+)
 from edge.custody import Commit, Committed
-from edge.intake import Intake, IntakeLimits
-from edge.outbox import Outbox
-from edge.pump import Pump
+from edge.parts import History, Parts, add_sources, make_intake, make_session
 from edge.recovery import recover
-from edge.registry import Registry
-from edge.report import Reporter
 from edge.retention import Keep
-from edge.seal import Sealer, will
-from edge.store import ASIDE, Store, StoreThread
-from edge.uplink import Uplink
+from edge.store import Store
+from edge.storefile import ASIDE
+from edge.storethread import StoreThread
 from simulators.virtual import Thread
 from tests.world.broker import Broker
 from tests.world.life import Life
@@ -52,7 +57,7 @@ class Settings:
     """What `gateway.toml` would say."""
 
     max_size: int
-    when_full: str
+    when_full: Literal["degrade", "block", "drop_oldest"]
     keep: Keep
     commit_delay_s: float
     window_bytes: int
@@ -64,6 +69,51 @@ class Settings:
     heartbeat_ns: int = 4 * 3600 * SECOND_NS
     ledger_ns: int = 2 * 3600 * SECOND_NS
     series: int = 1000
+
+    def config(self, path: Path) -> EdgeConfig:
+        """The configuration of a gateway whose store is at `path`."""
+        options = MqttOptions(broker="mqtt://sensors", topics=[TOPICS], receive_maximum=self.receive_maximum)
+        return _Config(
+            gateway=GATEWAY,
+            heartbeat=Duration(self.heartbeat_ns),
+            ledger=Duration(self.ledger_ns),
+            uplink=_Uplink(
+                "mqtt://uplink",
+                max_rate=Rate(int(self.max_rate_bytes_per_s)),
+                receipt_timeout=_duration(self.receipt_timeout_s),
+                window_bytes=Size(self.window_bytes),
+            ),
+            store=_Store(str(path), Size(self.max_size), self.when_full, _duration(self.commit_delay_s)),
+            journal=JournalConfig(Duration(self.keep.span_ns), Size(self.keep.size_bytes)),
+            clock=ClockConfig(),
+            limits=_Limits(series=self.series, intake_samples=self.intake_samples),
+            status=StatusConfig(),
+            source={"plant": SourceConfig("plant", "mqtt", options, self.profile)},
+        )
+
+
+class _Config(EdgeConfig, frozen=True, kw_only=True):
+    digest = ""
+    """A world is the same whatever becomes of the configuration's digest."""
+
+
+class _Uplink(UplinkConfig, frozen=True):
+    def __post_init__(self) -> None:
+        """Windows may be smaller than any gateway's, so that days fill them."""
+
+
+class _Store(StoreConfig, frozen=True):
+    def __post_init__(self) -> None:
+        """And so may the file."""
+
+
+class _Limits(LimitsConfig, frozen=True):
+    def __post_init__(self) -> None:
+        """And the intake."""
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(round(seconds * 1e9))
 
 
 class Disk:
@@ -119,65 +169,21 @@ class EdgeLife(Life):
         trouble: Callable[[], StoreError | None],
     ) -> None:
         self.path, self._witness, self._is_told = path, witness, False
-        recovered = recover(path, settings.max_size, self._history)
+        config, history = settings.config(path), History()
+        recovered = recover(path, config.store.max_size, history)
         self.store, self.operators = recovered.store, recovered.operators
         limits, usage = self.store.send_limits(), self.store.usage()
         witness.opened(self.store.epoch, self.operators, recovered.outbox, limits, usage)
-        clock.resume(self.operators.last_tick_ns)
         disk = cast(Store, Disk(self.store, witness, trouble))
         executor: Any = Thread(self.step, lambda: rng.choice((0.001, 0.001, 0.01, 0.3)))
         thread = StoreThread(disk, executor)
 
-        registry = Registry(self.operators, settings.series)
-        intake_limits = IntakeLimits(max_samples=settings.intake_samples)
-        self.intake = Intake(intake_limits, clock.now_ns, registry.resolve, gateway=GATEWAY)
-        codec = load("codecs", settings.profile.codec.name)(settings.profile.codec.options)
-        options = MqttOptions(broker="mqtt://sensors", topics=[TOPICS], receive_maximum=settings.receive_maximum)
+        parts = Parts(config, recovered, history, thread, clock, Random(rng.random()))
+        self.intake, self.uplink = make_intake(config, parts.registry, clock), parts.uplink
         with mock.patch.object(mqtt, "Session", partial(SimSession, self, sensors, witness.acknowledged)):
-            source = self.intake.add("plant", MqttDriver, options, codec, settings.profile)
-        if "plant" in recovered.unconfirmed:
-            source.unconfirmed.restore(recovered.unconfirmed["plant"])
-
-        outbox = Outbox(recovered.outbox, limits, settings.window_bytes)
-        self.uplink = Uplink(
-            GATEWAY,
-            self.store.epoch,
-            outbox,
-            thread.frames,
-            receipt_timeout_s=settings.receipt_timeout_s,
-            max_rate_bytes_per_s=settings.max_rate_bytes_per_s,
-            random_source=Random(rng.random()),
-        )
-        session = self._session(uplink)
-        self.uplink.link = session
-        sealer = Sealer(GATEWAY, self.store.epoch, self.store.next_seq(), self.operators.specs)
-        self.pump = Pump(
-            operators=self.operators,
-            registry=registry,
-            intake=self.intake,
-            store=thread,
-            uplink=self.uplink,
-            sealer=sealer,
-            clock=clock,
-            committed=self.store.committed(),
-            recent=recovered.recent,
-            snapshot_block=recovered.snapshot_block,
-            born_ns=self.store.born_ns,
-            changed=recovered.changed,
-            commit_delay_s=settings.commit_delay_s,
-            when_full=settings.when_full,
-            keep=settings.keep,
-        )
-        self.pump.reporter = Reporter(
-            sealer,
-            self.operators,
-            outbox,
-            self.pump.waiting,
-            lambda: self.pump.committed.usage,
-            heartbeat_ns=settings.heartbeat_ns,
-            ledger_ns=settings.ledger_ns,
-            config_digest="",
-        )
+            add_sources(self.intake, config, recovered.unconfirmed)
+        session = self.uplink.link = make_session(config, self.uplink, self._maker_of_sessions(uplink))
+        self.pump = parts.begin(config, self.intake)
         self.spawn(self._pumping(), "pump")
         self.spawn(self.intake.run(), "intake")
         self.spawn(session.run(), "session")
@@ -220,11 +226,7 @@ class EdgeLife(Life):
         for copy, file in copies:
             os.rename(copy, file)
 
-    def _history(self, series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
-        return self.pump.history(series, lo_ns, hi_ns)
-
-    def _session(self, broker: Broker) -> Session:
-        """As edge/daemon.py makes it: receipts are acknowledged at once."""
+    def _maker_of_sessions(self, broker: Broker) -> Callable[..., Session]:
         witness = self._witness
 
         class Uplinked(SimSession):
@@ -233,28 +235,7 @@ class EdgeLife(Life):
                     witness.published(topic, payload, correlation)
                 return super().publish(topic, payload, correlation=correlation)
 
-        def on_messages(inbound: Inbound) -> None:
-            self.uplink.on_messages(inbound)
-            session.acknowledge(inbound.packet_ids, inbound.connection)
-
-        session = Uplinked(
-            self,
-            broker,
-            lambda messages: None,
-            SessionOptions(
-                broker="mqtt://uplink",
-                client_id=f"forebay-{GATEWAY}",
-                clean_start=True,
-                session_expiry_s=0,
-                will=(topic(GATEWAY, "state"), will(GATEWAY)),
-            ),
-            on_messages=on_messages,
-            on_connect=self.uplink.on_connect,
-            on_disconnect=self.uplink.on_disconnect,
-            on_published=self.uplink.on_published,
-        )
-        session.subscribe([(topic(GATEWAY, "receipt"), 1)])
-        return cast(Session, session)
+        return cast(Callable[..., Session], partial(Uplinked, self, broker, lambda messages: None))
 
 
 def damage(path: Path) -> None:

@@ -287,5 +287,5 @@ def _as_text(state: dict[str, Any], other: dict[str, Any]) -> dict[str, list[str
     }
 
 
-def _no_history(series: int, lo_ns: int, hi_ns: int) -> tuple[Any, Any]:
+def _no_history(series: int, times_ns: Any) -> tuple[Any, Any]:
     raise FrameError("a replay asks no history", "internal")

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import tempfile
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -25,7 +24,8 @@ import structlog
 from devices.errors import StoreError
 from devices.model import SECOND_NS
 from edge import pump as pump_module
-from edge import store as store_module
+from edge import replay as replay_module
+from edge import storefile
 from edge.clock import Clock
 from simulators.virtual import Stalled, VirtualLoop
 from tests.world import account
@@ -115,6 +115,9 @@ class World:
         """Of the gateway's clock."""
         self._starts = 0
         """Of the gateway's machine."""
+        self._pace_rng = Random(f"pace {seed}")
+        """Of processes that start: no two take the same time to the nanosecond, so that no two new stores that begin
+        with an estimate of the time come to the same one."""
         self._is_set = True
         """The gateway's clock, since the machine's last start."""
         self._ended_ns = T0_NS
@@ -164,13 +167,13 @@ class World:
     @contextmanager
     def ports(self) -> Iterator[None]:
         """What the product takes from its own modules: chance, and how often it looks at the clock."""
-        secrets, clock = mock.Mock(), mock.Mock(wraps=time, time_ns=self._edge_ns)
+        secrets = mock.Mock()
         secrets.token_bytes = Random(f"epoch {self.seed}").randbytes
         secrets.token_hex = lambda size: Random().randbytes(size).hex()
         with ExitStack() as patches:
-            patches.enter_context(mock.patch.object(store_module, "secrets", secrets))
-            patches.enter_context(mock.patch.object(store_module, "time", clock))
-            own = {(pump_module, "TICK_S"): self.climate.tick_s, (pump_module, "SNAPSHOT_S"): self.climate.snapshot_s}
+            patches.enter_context(mock.patch.object(storefile, "secrets", secrets))
+            tick_s, snapshot_s = self.climate.tick_s, self.climate.snapshot_s
+            own = {(pump_module, "TICK_S"): tick_s, (replay_module, "SNAPSHOT_S"): snapshot_s}
             for (module, name), pace in (PACES | own).items():
                 patches.enter_context(mock.patch.object(module, name, pace))
             yield
@@ -290,7 +293,7 @@ class World:
             synchronised=lambda: is_synchronised and self._is_set,
             boot=str(self._starts),
             trust_after_ns=None if is_synchronised else 0,
-            not_before_ns=T0_NS if climate.boots else 0,
+            not_before_ns=T0_NS - self._pace_rng.randrange(SECOND_NS) if climate.boots else 0,
         )
 
     async def _set_clock(self, start: int) -> None:
@@ -354,7 +357,7 @@ class World:
             edge = self.edge
             if edge is None or not self.sensors_broker.is_empty() or edge.intake.waiting_samples:
                 continue
-            if not edge.pump.waiting().any() and not edge.pump.store_error:
+            if not edge.pump.waiting().any() and not edge.pump.committer.store_error:
                 return
         waiting = self.edge.pump.waiting().tolist() if self.edge else "no edge"
         self.fail(f"all is well, and after {DRAINED_WITHIN_S / HOUR_S:g} h there still wait {waiting}")

@@ -38,6 +38,11 @@ class LineFileSink:
         except OSError as error:
             raise SinkRefused(f"cannot write {self._path}: {error.strerror}") from None
 
+    async def check(self) -> str:
+        if not os.access(self._path if self._path.exists() else self._path.parent, os.W_OK):
+            raise SinkRefused(f"cannot write {self._path}: this user may not")
+        return f"{self._path} can be written"
+
     async def write(self, lines: bytes) -> None:
         _check(lines)
         async with self._one_at_a_time:
