@@ -19,6 +19,8 @@ What is done with a message:
     correlation data (but a will is stored)
     its digest is not that of its correlation data     acknowledged, counted, no receipt: damaged on its way, and
                                                        the edge will send it again
+    made in the future: its edge's clock or ours is    the same: were it ours, refusals would empty every outbox
+    wrong
     cannot be decoded or admitted                      receipt `refused(reason)`, acknowledged
     everything else                                    stored, receipt, acknowledged
 """
@@ -40,7 +42,7 @@ from cloud.config import Limits
 from cloud.lines import Lines, encode
 from cloud.metrics import IngestMetrics
 from cloud.sinks import Sink
-from cloud.validate import admit
+from cloud.validate import ClockDoubt, admit
 from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, SinkBusy, SinkError, SinkRefused
 from devices.wire import topics
 from devices.wire.frame import AlarmBody, Frame, decode
@@ -222,6 +224,9 @@ class Ingester:
             now_ns = self._now_ns()
             admitted = admit(frame, delivery.gateway, now_ns=now_ns, max_ahead_ns=self._limits.max_ahead.ns)
             lines = encode(admitted.frame, now_ns)
+        except ClockDoubt as error:
+            self._ignore(delivery, error.reason, str(error))
+            return None
         except FrameError as error:
             self._refuse(delivery, error.reason, str(error))
             return None
@@ -362,8 +367,9 @@ class Ingester:
         self._send(delivery, Receipt(refused=reason))
         self._settle([delivery])
 
-    def _ignore(self, delivery: Delivery, reason: str) -> Literal[False]:
-        log.warning("a message was ignored", topic=delivery.topic[:120], reason=reason)
+    def _ignore(self, delivery: Delivery, reason: str, why: str = "") -> Literal[False]:
+        more = {"why": why} if why else {}
+        log.warning("a message was ignored", topic=delivery.topic[:120], reason=reason, **more)
         self._metrics.ignored_messages.labels(reason).inc()
         self._settle([delivery])
         return False

@@ -85,9 +85,9 @@ class FakeSink:
 class Stand:
     """An ingester whose link and sink are fakes."""
 
-    def __init__(self, sink: FakeSink, limits: Limits = QUICK) -> None:
+    def __init__(self, sink: FakeSink, limits: Limits = QUICK, now_ns: int = NOW) -> None:
         self.link, self.sink, self.metrics = FakeLink(), sink, IngestMetrics()
-        self.ingester = Ingester(sink, limits, self.metrics, lambda: NOW, lambda: 0.5)
+        self.ingester = Ingester(sink, limits, self.metrics, lambda: now_ns, lambda: 0.5)
         self.ingester.link = self.link
         self._ids = iter(range(1, 1000))
 
@@ -373,6 +373,19 @@ def test_a_poisonous_frame_is_refused_with_its_reason_and_acknowledged_and_the_o
     assert {data for _, data, receipt in stand.link.told("receipt") if receipt.refused} == {bad[2]}
     assert stand.link.acknowledged == [1, 2, 3]
     assert len(stand.sink.stored) == 2
+
+
+def test_a_frame_from_the_future_gets_no_answer_since_the_wrong_clock_may_be_ours() -> None:
+    stand = Stand(FakeSink(), now_ns=NOW - 3 * 86_400 * 10**9)
+
+    async def story() -> None:
+        stand.receive(message(changes(NOW), 1))
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert stand.link.receipts == []
+    assert stand.link.acknowledged == [1]
+    assert stand.count("ignored_messages_total", reason="clock") == 1
 
 
 def test_a_frame_that_finds_a_fault_of_ours_is_refused_and_the_next_one_stored(monkeypatch: pytest.MonkeyPatch) -> None:

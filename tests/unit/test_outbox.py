@@ -200,6 +200,22 @@ def test_no_frame_is_slow_while_nothing_is_receipted() -> None:
     assert outbox.slow() == []
 
 
+def test_while_nothing_is_receipted_one_frame_of_each_lane_goes_on_asking() -> None:
+    """What the broker has twice need not fill its queue."""
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1), row(2), row(3), row(4, lane=Lane.ALARM), row(5, lane=Lane.ALARM))
+    sent: list[int] = []
+    now_s = 0.0
+    while now_s < 3600:
+        sent += publish(outbox, now_s)
+        now_s = outbox.next_due_s()
+    assert [sent.count(seq) for seq in (2, 3, 5)] == [2, 2, 2]
+    assert sent.count(1) > 10 < sent.count(4)
+    outbox.receipted(1, now_s)
+    assert due(outbox, now_s + 59) == []
+    assert due(outbox, now_s + 61) == [4, 5, 2, 3]
+
+
 def test_after_a_lost_link_everything_unreceipted_is_due_again() -> None:
     outbox = Outbox([], {}, WINDOW)
     commit(outbox, row(1), row(2))
