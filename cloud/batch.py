@@ -9,7 +9,7 @@ refused too without asking, so that a backlog beyond the retention costs a few w
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cloud.lines import NO_SERIES, Lines
@@ -58,6 +58,13 @@ class Batch:
         self._frames.append(lines)
         self._rejected.append({(r.series, r.reason): r for r in rejected})
         self.size_bytes += len(lines.body)
+
+    def only(self, frames: Iterable[int]) -> Batch:
+        """A batch of these frames alone."""
+        part = Batch()
+        for frame in frames:
+            part.add(self._frames[frame], self.rejected(frame))
+        return part
 
     def rejected(self, frame: int) -> list[Rejected]:
         """What was rejected of the n-th frame that was added: one entry for each series and reason."""

@@ -2,6 +2,8 @@
 
     session ──▶ on_messages ──▶ alarms ─────▶ writer ──┐
                     │           all others ─▶ writers ─┼─▶ decode, admit, encode ─▶ sink.write ─▶ receipts, PUBACKs
+                    │           suspects ───▶ writer ──┘                               │
+                    │              ▲   of whom the sink has refused lines ─────────────┘
                     └── pause: the queue is full, or the sink is failing
 
 The ingester keeps nothing: each frame stays at its edge until the sink has stored it and the receipt, which
@@ -13,12 +15,17 @@ together: batches grow with the load, and without load nothing waits. Alarms hav
 their own. A sink that is busy or lets nobody in is asked again with full jitter, for ever, and meanwhile the
 socket is left unread. What can be stored of a batch is stored; what cannot is named in the receipts.
 
+To find a line that the sink refuses takes some writes for each: a gateway whose lines are refused is a *suspect*,
+and is written apart, so that only it waits. What is more than the suspects' queue takes goes unanswered, and comes
+again when its edge's patience is over.
+
 What is done with a message:
 
     under a topic that is not ours, or without         acknowledged, counted, no receipt: nobody waits for one
     correlation data (but a will is stored)
     its digest is not that of its correlation data     acknowledged, counted, no receipt: damaged on its way, and
                                                        the edge will send it again
+    a suspect's, and their queue is full               the same
     made in the future: its edge's clock or ours is    the same: were it ours, refusals would empty every outbox
     wrong
     cannot be decoded or admitted                      receipt `refused(reason)`, acknowledged
@@ -31,7 +38,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -52,6 +59,10 @@ from devices.wire.receive import Inbound
 log = structlog.get_logger("forebay.ingester")
 
 RETRY_FIRST_S: Final = 0.25
+SUSPECT_S: Final = 300.0
+"""A gateway is suspect for so long after the sink has refused a line of it."""
+SUSPECTS_SHARE: Final = 1 / 4
+"""Of `queue_size`, for the frames of suspects: the rest is for those who wait for nothing but the sink."""
 
 
 class Link(Protocol):
@@ -68,7 +79,7 @@ class Link(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message, from its arrival until it is settled: until the broker may forget it."""
+    """One message, from its arrival until we are done with it."""
 
     topic: str
     payload: bytes
@@ -80,7 +91,36 @@ class Delivery:
     gateway: str = ""
     leaf: str = ""
     frame: Frame | None = None
-    settled: bool = False
+    forgettable: bool = False
+    """By the broker."""
+
+
+class Queue:
+    """What waits for a writer."""
+
+    def __init__(self) -> None:
+        self.deliveries: deque[Delivery] = deque()
+        self.size_bytes = 0
+        self._arrived = asyncio.Event()
+
+    def __bool__(self) -> bool:
+        return bool(self.deliveries)
+
+    def put(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+        self.size_bytes += len(delivery.payload)
+        self._arrived.set()
+
+    def next(self) -> Delivery:
+        delivery = self.deliveries.popleft()
+        self.size_bytes -= len(delivery.payload)
+        return delivery
+
+    async def wait(self) -> None:
+        """Until there is something."""
+        while not self.deliveries:
+            self._arrived.clear()
+            await self._arrived.wait()
 
 
 def backoff_s(failures: int, most_s: float, asked_s: float | None, rand: float) -> float:
@@ -113,10 +153,9 @@ class Ingester:
         self._metrics = metrics
         self._now_ns = now_ns
         self._rand = rand
-        self._alarms: deque[Delivery] = deque()
-        self._others: deque[Delivery] = deque()
-        self._arrived = {True: asyncio.Event(), False: asyncio.Event()}
-        """By whether it is the alarms' queue."""
+        self._alarms, self._others, self._suspects = Queue(), Queue(), Queue()
+        self._suspect_until_s: dict[str, float] = {}
+        """By gateway."""
         self._unacknowledged: deque[Delivery] = deque()
         """Of the present connection, in order of receipt, which is that of PUBACKs."""
         self._unsettled = 0
@@ -160,9 +199,10 @@ class Ingester:
     async def run(self) -> None:
         """Write what arrives, until cancelled."""
         async with asyncio.TaskGroup() as writers:
-            writers.create_task(self._writer(alarms=True), name="alarm writer")
+            writers.create_task(self._writer(self._alarms), name="alarm writer")
+            writers.create_task(self._writer(self._suspects), name="suspects' writer")
             for number in range(self._limits.connections):
-                writers.create_task(self._writer(alarms=False), name=f"writer {number}")
+                writers.create_task(self._writer(self._others), name=f"writer {number}")
 
     async def drain(self) -> None:
         """Read no more, and return once everything that came is settled. The caller bounds the wait."""
@@ -179,22 +219,25 @@ class Ingester:
             self._ignore(delivery, error.reason)
             return
         self._metrics.received_frames.labels(delivery.leaf).inc()
-        alarms = delivery.leaf == "alarm"
-        (self._alarms if alarms else self._others).append(delivery)
-        self._arrived[alarms].set()
+        if delivery.leaf == "alarm":
+            self._alarms.put(delivery)
+        elif self._suspect_until_s.get(delivery.gateway, 0.0) > delivery.arrived_s:
+            self._put_apart(delivery)
+        else:
+            self._others.put(delivery)
 
-    async def _writer(self, *, alarms: bool) -> None:
-        queue, arrived = self._alarms if alarms else self._others, self._arrived[alarms]
+    async def _writer(self, queue: Queue) -> None:
         while True:
-            while not queue:
-                arrived.clear()
-                await arrived.wait()
+            await queue.wait()
             batch, deliveries = await self._next_batch(queue)
-            for body, first in batch.bodies(self._limits.batch_size):
-                await self._store(batch, body, first)
-            self._receipt(batch, deliveries)
+            if queue is self._suspects:
+                await self._store(batch, self._sift)
+                self._suspect(d for place, d in enumerate(deliveries) if batch.rejected(place))
+                self._receipt(batch, deliveries)
+            else:
+                await self._store_or_part(batch, deliveries)
 
-    async def _next_batch(self, queue: deque[Delivery]) -> tuple[Batch, list[Delivery]]:
+    async def _next_batch(self, queue: Queue) -> tuple[Batch, list[Delivery]]:
         """As many frames as are there, up to the limits of a batch. Those that are refused are done with here."""
         batch, deliveries = Batch(), []
         last_lines = last_bytes = 0  # the next frame will be about as large
@@ -203,7 +246,7 @@ class Ingester:
             and len(batch) + last_lines <= self._limits.batch_lines
             and batch.size_bytes + last_bytes <= self._limits.batch_size
         ):
-            delivery = queue.popleft()
+            delivery = queue.next()
             prepared = self._prepare(delivery)
             if prepared is not None:
                 lines, rejected = prepared
@@ -255,12 +298,58 @@ class Ingester:
             return self._ignore(delivery, error.reason)
         return told.digest == topics.digest(delivery.payload) or self._ignore(delivery, "damaged")
 
-    async def _store(self, batch: Batch, body: bytes, first: int) -> None:
-        """Write a body, however long that takes; what the sink will never take is rejected in `batch`."""
+    async def _store(self, batch: Batch, on_bad: Callable[[Batch, Piece, SinkError], Awaitable[None]]) -> None:
+        """Write a batch, however long that takes."""
+        for body, first in batch.bodies(self._limits.batch_size):
+            try:
+                await self._write(body)
+            except (BadLines, BatchTooLarge) as error:
+                await on_bad(batch, batch.newest_first(body, first), error)
+
+    async def _store_or_part(self, batch: Batch, deliveries: list[Delivery]) -> None:
+        """Store a batch, or all of it but those gateways of whom the sink refuses lines: they go to the suspects."""
         try:
-            await self._write(body)
-        except (BadLines, BatchTooLarge) as error:
-            await self._sift(batch, batch.newest_first(body, first), error)
+            await self._store(batch, self._sift_if_too_large)
+        except BadLines:
+            by_gateway: dict[str, list[int]] = {}
+            for place, delivery in enumerate(deliveries):
+                by_gateway.setdefault(delivery.gateway, []).append(place)
+            if len(by_gateway) == 1:
+                self._suspect(deliveries)
+                for delivery in deliveries:
+                    self._put_apart(delivery)
+                return
+            for places in by_gateway.values():
+                await self._store_or_part(batch.only(places), [deliveries[place] for place in places])
+        else:
+            self._receipt(batch, deliveries)
+
+    def _suspect(self, deliveries: Iterable[Delivery]) -> None:
+        """The sink has refused lines of these."""
+        now_s = asyncio.get_running_loop().time()
+        for gateway in {delivery.gateway for delivery in deliveries}:
+            if self._suspect_until_s.get(gateway, 0.0) <= now_s:
+                log.warning("the sink refuses lines of a gateway, which is written apart for now", gateway=gateway)
+            self._suspect_until_s[gateway] = now_s + SUSPECT_S
+        self._suspect_until_s = {name: until_s for name, until_s in self._suspect_until_s.items() if until_s > now_s}
+
+    def _put_apart(self, delivery: Delivery) -> None:
+        """To be written by the suspects' writer; without an answer, and to come again, where that has enough to do.
+
+        Its PUBACK does not wait, since those of all that came later would wait with it: its edge keeps it.
+        """
+        most_bytes = int(self._limits.queue_size) * SUSPECTS_SHARE
+        if self._suspects and self._suspects.size_bytes + len(delivery.payload) > most_bytes:
+            self._metrics.ignored_messages.labels("suspect").inc()
+            self._settle([delivery])
+        else:
+            self._suspects.put(delivery)
+            self._let_broker_forget([delivery])
+
+    async def _sift_if_too_large(self, batch: Batch, piece: Piece, error: SinkError) -> None:
+        if isinstance(error, BadLines):
+            raise error
+        await self._sift(batch, piece, error)
 
     async def _sift(self, batch: Batch, piece: Piece, error: SinkError) -> None:
         """Store what can be stored of a piece that was refused, newest first."""
@@ -382,19 +471,23 @@ class Ingester:
             self._metrics.unsent_receipts.inc()
 
     def _settle(self, deliveries: list[Delivery]) -> None:
-        """Done with these: PUBACK those at the head of the connection's order."""
+        """Done with these."""
         self._unsettled -= len(deliveries)
-        for delivery in deliveries:
-            delivery.settled = True
-            self._unsettled_bytes -= len(delivery.payload)
-        waiting, ready = self._unacknowledged, []
-        while waiting and waiting[0].settled:
-            ready.append(waiting.popleft())
-        if ready:
-            self.link.acknowledge([delivery.packet_id for delivery in ready], ready[0].connection)
+        self._unsettled_bytes -= sum(len(delivery.payload) for delivery in deliveries)
+        self._let_broker_forget(deliveries)
         if self._unsettled == 0:
             self._idle.set()
         self._regulate()
+
+    def _let_broker_forget(self, deliveries: list[Delivery]) -> None:
+        """PUBACK these, once they are at the head of the connection's order."""
+        for delivery in deliveries:
+            delivery.forgettable = True
+        waiting, ready = self._unacknowledged, []
+        while waiting and waiting[0].forgettable:
+            ready.append(waiting.popleft())
+        if ready:
+            self.link.acknowledge([delivery.packet_id for delivery in ready], ready[0].connection)
 
     def _observe(self, delivery: Delivery, now_ns: int) -> None:
         frame = delivery.frame

@@ -347,6 +347,64 @@ def test_a_sink_that_fails_while_bad_lines_are_sought_makes_no_line_bad() -> Non
     assert len(stand.sink.stored) == 8
 
 
+def test_a_gateway_whose_lines_are_refused_holds_up_nobody_else() -> None:
+    """Each of its lines takes some writes to find; the others' do not wait for them, nor do PUBACKs."""
+    many = asyncio.Event()
+
+    async def answer(body: bytes) -> None:
+        if b"gateway=bad" in body:
+            if body.count(b"\n") == 1:
+                await many.wait()
+            raise BadLines("conflict")
+
+    stand = Stand(FakeSink(answer))
+    bad = message(changes(*range(1, 20)), gateway="bad", under="bad")
+    good = [message(changes(NOW + n), n) for n in range(1, 4)]
+
+    async def story() -> None:
+        stand.receive(bad, good[0])
+        await until(lambda: len(stand.link.receipts) == 1)
+        stand.receive(bad, good[1])
+        alarms = AlarmBody([*alarm(1).alarms, *alarm(2).alarms])
+        stand.receive(message(alarms, leaf="alarm", gateway="bad", under="bad"), good[2])
+        await until(lambda: len(stand.link.receipts) == 3)
+        await until(lambda: stand.link.acknowledged == [1, 2, 3, 4, 5, 6])
+        assert [data for _, data, _ in stand.link.told("receipt")] == [data for _, _, data in good]
+        many.set()
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert [sum(one.count for one in receipt.rejected) for receipt in stand.link.receipts[3:]] == [19, 19, 2]
+
+
+def test_more_of_a_suspect_than_its_queue_takes_gets_no_answer_and_comes_again() -> None:
+    never = asyncio.Event()
+
+    async def answer(body: bytes) -> None:
+        if b"gateway=bad" in body:
+            if body.count(b"\n") == 1:
+                await never.wait()
+            raise BadLines("conflict")
+
+    limits = Limits(retry_most=Duration.parse("1 ms"), queue_size=Size.parse("1 MiB"))
+    stand = Stand(FakeSink(answer), limits)
+    bad = message(changes(*np.random.default_rng(1).integers(1, NOW, 2000)), gateway="bad", under="bad")
+    frames = int(limits.queue_size) // len(bad[1])
+
+    async def story() -> None:
+        stand.receive(bad)
+        await until(lambda: len(stand.sink.bodies) > 1)
+        for _ in range(frames):
+            stand.receive(bad)
+        stand.receive(message(changes(NOW)))
+        await until(lambda: len(stand.link.receipts) == 1)
+
+    run(stand, story)
+    ignored = stand.count("ignored_messages_total", reason="suspect")
+    assert 0.7 * frames < ignored < 0.8 * frames
+    assert len(stand.link.acknowledged) == frames + 2
+
+
 def poison() -> list[tuple[tuple[str, bytes, bytes | None], str]]:
     name, good, _ = message(changes(NOW))
     return [
