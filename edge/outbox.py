@@ -5,8 +5,8 @@ A frame is in one of these states, and `Outbox` is the only judge of which:
   held       above its lane's send limit: never published, may be merged or dropped by edge/retention.py
   due        at or below the limit, not on its way: published as soon as link and budget allow
   published  sent, waiting for its receipt; due again after `receipt_timeout`, doubling to 5 min, with jitter
-  quiet      sent twice since the last receipt of all: nobody stores now, and the broker has it. The oldest of a
-             lane goes on asking, and the others follow when there is a receipt, or another link
+  quiet      sent twice since the last receipt of all: nobody stores now, and the broker has it. One of each lane
+             at a time goes on asking, and all follow when there is a receipt, or another link
   slow       sent five times while others were receipted: out of the window, so that it holds up nothing; due
              again after an hour at most
   leaving    receipted, merged or dropped: gone with the next commit, and no longer anybody's choice
@@ -269,17 +269,20 @@ class Outbox:
         return flight.tries >= TRIES_BEFORE_QUIET and flight.receipts_seen == self.receipts
 
     def _asking(self) -> Iterator[Flight]:
-        """All that may be published, but the quiet ones: of those the first of each lane."""
-        asks = set()
-        for flight in self._below():
-            if self._is_quiet(flight):
-                if flight.row.lane in asks:
-                    continue
-                asks.add(flight.row.lane)
-            yield flight
+        """All that may be published, but the quiet ones: of those one of each lane."""
+        for lane in self._lanes.values():
+            quiet = []
+            for flight in lane.below.values():
+                if self._is_quiet(flight):
+                    quiet.append(flight)
+                else:
+                    yield flight
+            if quiet:
+                yield min(quiet, key=lambda flight: (flight.due_at_s, flight.tries))
 
     def published(self, flight: Flight, now_s: float, timeout_s: float, jitter: float) -> None:
-        pace = self._lanes[flight.row.lane].pace
+        lane = self._lanes[flight.row.lane]
+        pace, asks = lane.pace, self._is_quiet(flight)
         if not flight.tries:
             flight.sent_at_s = now_s
         else:
@@ -292,9 +295,12 @@ class Outbox:
         others_got_through = self.receipts > flight.receipts_seen
         flight.receipts_seen = self.receipts
         self._any_quiet |= self._is_quiet(flight)
+        if asks:  # it may be what nobody takes: next time another one asks
+            for other in lane.below.values():
+                other.due_at_s = max(other.due_at_s, flight.due_at_s if self._is_quiet(other) else 0.0)
         if flight.sends > SENDS_BEFORE_SLOW and others_got_through and not flight.slow:
             flight.slow = True
-            self._lanes[flight.row.lane].window_bytes -= flight.row.size_bytes
+            lane.window_bytes -= flight.row.size_bytes
             log.warning("frame %d has no receipt after %d sends: moved to the slow lane", flight.row.seq, flight.sends)
 
     def not_sent(self, seq: int) -> None:

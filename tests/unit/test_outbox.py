@@ -209,11 +209,12 @@ def test_while_nothing_is_receipted_one_frame_of_each_lane_goes_on_asking() -> N
     while now_s < 3600:
         sent += publish(outbox, now_s)
         now_s = outbox.next_due_s()
-    assert [sent.count(seq) for seq in (2, 3, 5)] == [2, 2, 2]
-    assert sent.count(1) > 10 < sent.count(4)
+    times = [sent.count(seq) for seq in (1, 2, 3)]
+    assert sum(times) < 30, "all of them would be 48"
+    assert max(times) - min(times) <= 1, "each in turn, since one may be what nobody takes"
     outbox.receipted(1, now_s)
     assert due(outbox, now_s + 59) == []
-    assert due(outbox, now_s + 61) == [4, 5, 2, 3]
+    assert set(due(outbox, now_s + 301)) == {2, 3, 4, 5}
 
 
 def test_after_a_lost_link_everything_unreceipted_is_due_again() -> None:
