@@ -8,6 +8,7 @@ refused too without asking, so that a backlog beyond the retention costs a few w
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -15,6 +16,10 @@ from typing import Final, NamedTuple
 from cloud.lines import NO_SERIES, Lines
 from devices.wire.receipt import Rejected
 
+_RETENTION: Final = re.compile("beyond retention policy|outside retention policy(?!.*Upper Bound)")
+"""As 1.8 and as 2.7 say it."""
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
+"""Names in a server's sentence: they are whatever somebody called a measurement."""
 DETAIL_CHARS: Final = 200
 """How much of the sink's sentence goes into a receipt: it may come once for each series."""
 
@@ -94,7 +99,7 @@ class Batch:
 
     def reject(self, piece: Piece, detail: str) -> None:
         """The sink will never store these lines. `detail` is its own sentence about one of them."""
-        if "retention" in detail.lower():
+        if _RETENTION.search(_QUOTED.sub("", detail)):
             self._expired_ns = max(self._expired_ns, _time_ns(piece.lines[0]))
         self.refused += len(piece.numbers)
         for number in piece.numbers:

@@ -69,7 +69,15 @@ def test_a_line_without_a_series_counts_for_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expired"), [("points beyond retention policy", True), ("field type conflict", False)]
+    ("said", "expired"),
+    [
+        ("partial write: points beyond retention policy dropped=1", True),
+        ("partial write: dropped 1 points outside retention policy of duration 1h0m0s", True),
+        ("field type conflict", False),
+        ('input field "mean" on measurement "water_retention" is type float', False),
+        (r'input field "mean" on measurement "a\"b beyond retention policy" is type float', False),
+        ('input field "mean" on measurement "beyond retention policy which is cut', False),
+    ],
 )
 def test_only_what_is_older_than_a_line_beyond_the_retention_is_expired(said: str, expired: bool) -> None:
     batch = batch_of(lines_of(1, 2, 3, 4))
