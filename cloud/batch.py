@@ -22,6 +22,8 @@ _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
 """Names in a server's sentence: they are whatever somebody called a measurement."""
 DETAIL_CHARS: Final = 200
 """How much of the sink's sentence goes into a receipt: it may come once for each series."""
+DETAILS_BYTES: Final = 4096
+"""Of all these sentences in one receipt."""
 
 
 class Piece(NamedTuple):
@@ -72,8 +74,15 @@ class Batch:
         return part
 
     def rejected(self, frame: int) -> list[Rejected]:
-        """What was rejected of the n-th frame that was added: one entry for each series and reason."""
-        return list(self._rejected[frame].values())
+        """What was rejected of the n-th frame that was added: one entry for each series and reason.
+
+        The first say why: a receipt for a thousand series must still be one that brokers take.
+        """
+        room_bytes, rejected = DETAILS_BYTES, []
+        for one in self._rejected[frame].values():
+            room_bytes -= len(one.detail.encode())
+            rejected.append(one if room_bytes >= 0 else Rejected(one.series, one.reason, one.count))
+        return rejected
 
     def bodies(self, most_bytes: int) -> Iterator[tuple[bytes, int]]:
         """All lines, in bodies of at most `most_bytes` or of one line; each with the number of its first line."""

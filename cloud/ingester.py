@@ -15,9 +15,9 @@ together: batches grow with the load, and without load nothing waits. Alarms hav
 their own. A sink that is busy or lets nobody in is asked again with full jitter, for ever, and meanwhile the
 socket is left unread. What can be stored of a batch is stored; what cannot is named in the receipts.
 
-To find a line that the sink refuses takes some writes for each: a gateway whose lines are refused is a *suspect*,
-and is written apart, so that only it waits. What is more than the suspects' queue takes goes unanswered, and comes
-again when its edge's patience is over.
+To find a line that the sink refuses takes some writes for each, and some servers answer the lines of one series
+with 500 for ever: a gateway with such lines is a *suspect*, and is written apart, so that only it waits. What is
+more than the suspects' queue takes goes unanswered, and comes again when its edge's patience is over.
 
 What is done with a message:
 
@@ -25,9 +25,10 @@ What is done with a message:
     correlation data (but a will is stored)
     its digest is not that of its correlation data     acknowledged, counted, no receipt: damaged on its way, and
                                                        the edge will send it again
-    a suspect's, and their queue is full               the same
+    a suspect's, and their queue is full, or its own   the same
+    lines do not pass though the sink answers
     made in the future: its edge's clock or ours is    the same: were it ours, refusals would empty every outbox
-    wrong
+    wrong; or of a newer version than we know          the same: another ingester, or a later one, can read it
     cannot be decoded or admitted                      receipt `refused(reason)`, acknowledged
     everything else                                    stored, receipt, acknowledged
 """
@@ -49,8 +50,8 @@ from cloud.config import Limits
 from cloud.lines import Lines, encode
 from cloud.metrics import IngestMetrics
 from cloud.sinks import Sink
-from cloud.validate import ClockDoubt, admit
-from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, SinkBusy, SinkError, SinkRefused
+from cloud.validate import admit
+from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, NotForUs, SinkBusy, SinkError, SinkRefused
 from devices.wire import topics
 from devices.wire.frame import AlarmBody, Frame, decode
 from devices.wire.receipt import Receipt, Rejected, encode_receipt
@@ -59,8 +60,13 @@ from devices.wire.receive import Inbound
 log = structlog.get_logger("forebay.ingester")
 
 RETRY_FIRST_S: Final = 0.25
+PUBACK_REFUSED: Final = 0x80
+PATIENCE: Final = 5
+"""Failures of one body in a row until it is looked whether the sink lives, and it is only this one."""
+LOOK_S: Final = 0.25
+"""Between two looks at whether the sink still fails."""
 SUSPECT_S: Final = 300.0
-"""A gateway is suspect for so long after the sink has refused a line of it."""
+"""A gateway is suspect for so long after lines of it did not pass."""
 SUSPECTS_SHARE: Final = 1 / 4
 """Of `queue_size`, for the frames of suspects: the rest is for those who wait for nothing but the sink."""
 
@@ -93,6 +99,8 @@ class Delivery:
     frame: Frame | None = None
     forgettable: bool = False
     """By the broker."""
+    answers_before: int | None = None
+    """What the sink had answered when it did not answer for this, though it lives."""
 
 
 class Queue:
@@ -127,9 +135,14 @@ def backoff_s(failures: int, most_s: float, asked_s: float | None, rand: float) 
     """How long to leave a failing sink alone. Full jitter: `rand` is uniform in [0, 1).
 
     `asked_s`: what the sink asked for (Retry-After); the jitter is put on top of it, lest all come back at once.
+    No more than `most_s` of it is believed: pages of proxies ask for an hour.
     """
     ceiling_s = min(most_s, RETRY_FIRST_S * 2.0 ** min(failures, 20))
-    return (asked_s or 0.0) + rand * ceiling_s
+    return min(asked_s or 0.0, most_s) + rand * ceiling_s
+
+
+async def _never() -> bool:
+    return False
 
 
 class Ingester:
@@ -147,6 +160,10 @@ class Ingester:
         """Set before the first message: a session takes the callbacks when it is made."""
         self.trouble = ""
         """What the sink said when it last took nothing; "" when it does."""
+        self._trouble_since_s = 0.0
+        self._lives = False
+        """In spite of that it answers when it is asked something else."""
+        self._answers = 0
         self._sink = sink
         self._limits = limits
         self._frame_limits = limits.of_frames()
@@ -194,7 +211,7 @@ class Ingester:
 
     async def open(self) -> None:
         """Open the sink, however long that takes. Only then are frames worth asking for."""
-        await self._insist(self._sink.open)
+        await self._insist(self._sink.open, _never)
 
     async def run(self) -> None:
         """Write what arrives, until cancelled."""
@@ -203,6 +220,17 @@ class Ingester:
             writers.create_task(self._writer(self._suspects), name="suspects' writer")
             for number in range(self._limits.connections):
                 writers.create_task(self._writer(self._others), name=f"writer {number}")
+
+    async def fails_for(self, seconds: float) -> None:
+        """Return once the sink has taken nothing for so long."""
+        loop = asyncio.get_running_loop()
+        while not self.trouble or loop.time() < self._trouble_since_s + seconds:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
+
+    async def is_well(self) -> None:
+        """Return once the sink takes what it is given."""
+        while self.trouble:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
 
     async def drain(self) -> None:
         """Read no more, and return once everything that came is settled. The caller bounds the wait."""
@@ -231,11 +259,9 @@ class Ingester:
             await queue.wait()
             batch, deliveries = await self._next_batch(queue)
             if queue is self._suspects:
-                await self._store(batch, self._sift)
-                self._suspect(d for place, d in enumerate(deliveries) if batch.rejected(place))
-                self._receipt(batch, deliveries)
+                await self._store_apart(batch, deliveries)
             else:
-                await self._store_or_part(batch, deliveries)
+                await self._store_or_part(queue, batch, deliveries)
 
     async def _next_batch(self, queue: Queue) -> tuple[Batch, list[Delivery]]:
         """As many frames as are there, up to the limits of a batch. Those that are refused are done with here."""
@@ -267,7 +293,7 @@ class Ingester:
             now_ns = self._now_ns()
             admitted = admit(frame, delivery.gateway, now_ns=now_ns, max_ahead_ns=self._limits.max_ahead.ns)
             lines = encode(admitted.frame, now_ns)
-        except ClockDoubt as error:
+        except NotForUs as error:
             self._ignore(delivery, error.reason, str(error))
             return None
         except FrameError as error:
@@ -299,37 +325,64 @@ class Ingester:
         return told.digest == topics.digest(delivery.payload) or self._ignore(delivery, "damaged")
 
     async def _store(self, batch: Batch, on_bad: Callable[[Batch, Piece, SinkError], Awaitable[None]]) -> None:
-        """Write a batch, however long that takes."""
+        """Write a batch, however long that takes; SinkBusy when it is only these lines that do not pass."""
         for body, first in batch.bodies(self._limits.batch_size):
             try:
                 await self._write(body)
             except (BadLines, BatchTooLarge) as error:
                 await on_bad(batch, batch.newest_first(body, first), error)
 
-    async def _store_or_part(self, batch: Batch, deliveries: list[Delivery]) -> None:
-        """Store a batch, or all of it but those gateways of whom the sink refuses lines: they go to the suspects."""
+    async def _store_or_part(self, queue: Queue, batch: Batch, deliveries: list[Delivery]) -> None:
+        """Store a batch, or all of it but those gateways whose lines do not pass: they go to the suspects."""
         try:
             await self._store(batch, self._sift_if_too_large)
-        except BadLines:
+        except (BadLines, SinkBusy) as error:
             by_gateway: dict[str, list[int]] = {}
             for place, delivery in enumerate(deliveries):
                 by_gateway.setdefault(delivery.gateway, []).append(place)
-            if len(by_gateway) == 1:
+            if len(by_gateway) > 1:
+                for places in by_gateway.values():
+                    await self._store_or_part(queue, batch.only(places), [deliveries[place] for place in places])
+            elif isinstance(error, BadLines) or self._others_pass(deliveries):
                 self._suspect(deliveries)
                 for delivery in deliveries:
                     self._put_apart(delivery)
-                return
-            for places in by_gateway.values():
-                await self._store_or_part(batch.only(places), [deliveries[place] for place in places])
+            else:
+                self._put_last(queue, deliveries)
         else:
             self._receipt(batch, deliveries)
 
+    async def _store_apart(self, batch: Batch, deliveries: list[Delivery]) -> None:
+        """Store what can be stored of suspects, line by line where it must be."""
+        try:
+            await self._store(batch, self._sift)
+        except SinkBusy:
+            if self._others_pass(deliveries):
+                self._metrics.ignored_messages.labels("busy").inc(len(deliveries))
+                self._settle(deliveries)
+            else:
+                self._put_last(self._suspects, deliveries)
+        else:
+            self._suspect(d for place, d in enumerate(deliveries) if batch.rejected(place))
+            self._receipt(batch, deliveries)
+
+    def _others_pass(self, deliveries: list[Delivery]) -> bool:
+        """Whether the sink has answered for anything else since it did not answer for these."""
+        return any(d.answers_before is not None and d.answers_before < self._answers for d in deliveries)
+
+    def _put_last(self, queue: Queue, deliveries: list[Delivery]) -> None:
+        """Try all else first: if that passes, it is these that do not."""
+        for delivery in deliveries:
+            if delivery.answers_before is None:
+                delivery.answers_before = self._answers
+            queue.put(delivery)
+
     def _suspect(self, deliveries: Iterable[Delivery]) -> None:
-        """The sink has refused lines of these."""
+        """Lines of these did not pass."""
         now_s = asyncio.get_running_loop().time()
         for gateway in {delivery.gateway for delivery in deliveries}:
             if self._suspect_until_s.get(gateway, 0.0) <= now_s:
-                log.warning("the sink refuses lines of a gateway, which is written apart for now", gateway=gateway)
+                log.warning("lines of a gateway do not pass: it is written apart for now", gateway=gateway)
             self._suspect_until_s[gateway] = now_s + SUSPECT_S
         self._suspect_until_s = {name: until_s for name, until_s in self._suspect_until_s.items() if until_s > now_s}
 
@@ -367,12 +420,15 @@ class Ingester:
 
     async def _write(self, body: bytes) -> None:
         begun_s = asyncio.get_running_loop().time()
-        await self._insist(lambda: self._sink.write(body))
+        await self._insist(lambda: self._sink.write(body), self._sink_lives)
         self._metrics.stage_s.labels("write").observe(asyncio.get_running_loop().time() - begun_s)
         self._metrics.written_bytes.inc(len(body))
 
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Call the sink until it answers. BadLines and BatchTooLarge are answers, too."""
+    async def _insist(self, call: Callable[[], Awaitable[None]], may_give_up: Callable[[], Awaitable[bool]]) -> None:
+        """Call the sink until it answers. BadLines and BatchTooLarge are answers, too.
+
+        SinkBusy: it failed again and again, and then `may_give_up` allowed it.
+        """
         failures = 0
         while True:
             try:
@@ -382,12 +438,25 @@ class Ingester:
                 self._sink_fails(error)
                 asked_s = error.retry_after_s if isinstance(error, SinkBusy) else None
                 await asyncio.sleep(backoff_s(failures, self._limits.retry_most.s, asked_s, self._rand()))
+                if failures % PATIENCE == 0 and isinstance(error, SinkBusy) and await may_give_up():
+                    raise
             except SinkError as error:
                 self._sink_answers("bad" if isinstance(error, BadLines) else "too_large")
                 raise
             else:
                 self._sink_answers("stored")
                 return
+
+    async def _sink_lives(self) -> bool:
+        """Ask it something else than what does not pass."""
+        try:
+            await self._sink.open()
+        except SinkError:
+            self._lives = False
+        else:
+            self._lives = True
+        self._regulate()
+        return self._lives
 
     # -- the sink's state, and whether the socket is read ----------------------------------------------------
 
@@ -402,12 +471,16 @@ class Ingester:
                 else "the sink is busy",
                 error=str(error),
             )
+        if not self.trouble:
+            self._trouble_since_s = asyncio.get_running_loop().time()
         self.trouble = str(error)
         self._metrics.sink_failing.set(1)
         self._regulate()
 
     def _sink_answers(self, answer: str) -> None:
         self._metrics.sink_answers.labels(answer).inc()
+        self._answers += 1
+        self._lives = False
         if self.trouble:
             log.info("the sink is back")
             self.trouble = ""
@@ -417,7 +490,8 @@ class Ingester:
     def _regulate(self) -> None:
         """Read or do not read. Between half full and full it stays as it is, so that it does not flutter."""
         limit = int(self._limits.queue_size)
-        stop = self._draining or bool(self.trouble) or self._unsettled_bytes >= limit
+        fails = bool(self.trouble) and not self._lives
+        stop = self._draining or fails or self._unsettled_bytes >= limit
         go = not stop and self._unsettled_bytes <= limit // 2
         if stop and not self._paused:
             self._paused = True
@@ -462,6 +536,12 @@ class Ingester:
         self._metrics.ignored_messages.labels(reason).inc()
         self._settle([delivery])
         return False
+
+    def on_published(self, mid: int, reason: int) -> None:
+        """The broker's answer to a receipt. When it refuses one, or nobody hears it, the edge sends the frame again."""
+        if reason >= PUBACK_REFUSED:
+            self._metrics.unsent_receipts.inc()
+            log.error("the broker refuses receipts: its access list, quota or size limit", reason=hex(reason))
 
     def _send(self, delivery: Delivery, receipt: Receipt) -> None:
         if delivery.correlation is None:

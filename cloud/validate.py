@@ -11,7 +11,7 @@ of their frame is stored:
 A frame without rows (ledger, inventory, heartbeat) has one time, and is refused whole as `future`.
 
 A frame that was *made* later than now and `max_ahead` says that its edge's clock is wrong, or ours. Nobody can tell
-here, and a refusal is final: were it ours, every edge would give up good frames. So it gets no answer (`ClockDoubt`).
+here, and a refusal is final: were it ours, every edge would give up good frames. So it gets no answer (`NotForUs`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.errors import FrameError
+from devices.errors import FrameError, NotForUs
 from devices.model import Int32s, Int64s
 from devices.profiles import RESERVED_QUANTITIES
 from devices.wire.frame import (
@@ -42,10 +42,6 @@ from devices.wire.receipt import Rejected
 Mask = NDArray[np.bool_]
 
 
-class ClockDoubt(FrameError):
-    """A frame from the future: the clock of its edge is wrong, or ours."""
-
-
 @dataclass(slots=True)
 class Admitted:
     """What of a frame is stored, and what of it the receipt must name."""
@@ -57,15 +53,13 @@ class Admitted:
 def admit(frame: Frame, gateway: str, *, now_ns: int, max_ahead_ns: int) -> Admitted:
     """The rows of a frame that may be stored. `gateway` is that of its topic.
 
-    ClockDoubt: it is not for us to answer. Any other FrameError refuses it whole.
+    NotForUs: it is not for us to answer. Any other FrameError refuses it whole.
     """
     if frame.header.gateway != gateway:
         raise FrameError(f"a frame of {frame.header.gateway!r} under the topic of {gateway!r}", "gateway")
     created_ns = frame.header.created_ns
     if created_ns > now_ns + max_ahead_ns:
-        raise ClockDoubt(
-            "it was made later than our clock and max_ahead: its gateway's clock is wrong, or ours", "clock"
-        )
+        raise NotForUs("it was made later than our clock and max_ahead: its gateway's clock is wrong, or ours", "clock")
     latest_ns = max(now_ns, created_ns) + max_ahead_ns
     rows = _rows(frame.body)
     if rows is None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.batch import Batch
+from cloud.batch import DETAILS_BYTES, Batch, Piece
 from cloud.lines import NO_SERIES, Lines
 from devices.wire.receipt import Rejected
 
@@ -94,3 +94,15 @@ def test_a_long_sentence_of_the_sink_is_cut() -> None:
     ((body, first),) = batch.bodies(100)
     batch.reject(batch.newest_first(body, first), "x" * 5000)
     assert len(batch.rejected(0)[0].detail) == 200
+
+
+def test_a_receipt_for_very_many_series_says_why_for_the_first_of_them() -> None:
+    batch = batch_of(lines_of(*range(1000)))
+    ((body, first),) = batch.bodies(1 << 20)
+    piece = batch.newest_first(body, first)
+    for at in range(1000):
+        batch.reject(Piece(piece.lines[at : at + 1], piece.numbers[at : at + 1]), "x" * 100)
+    rejected = batch.rejected(0)
+    assert [one.series for one in rejected] == list(range(999, -1, -1))
+    assert [one.detail for one in rejected[:40]] == ["x" * 100] * 40
+    assert sum(len(one.detail) for one in rejected) <= DETAILS_BYTES

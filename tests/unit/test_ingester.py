@@ -12,11 +12,12 @@ import pytest
 
 import cloud.ingester
 from cloud.config import Limits
-from cloud.ingester import Ingester, backoff_s
+from cloud.ingester import PATIENCE, Ingester, backoff_s
 from cloud.metrics import IngestMetrics
 from devices.errors import BadLines, BatchTooLarge, LinkLost, SinkBusy, SinkRefused
 from devices.model import CHANGE_DTYPE, Alarm, Lane
 from devices.quantities import Duration, Size
+from devices.wire import telemetry_pb2 as pb
 from devices.wire.frame import AlarmBody, BodyKind, ChangeBody, Frame, Header, Heartbeat, WireSeries, encode
 from devices.wire.receipt import Receipt, Rejected, decode_receipt
 from devices.wire.receive import Inbound
@@ -405,6 +406,49 @@ def test_more_of_a_suspect_than_its_queue_takes_gets_no_answer_and_comes_again()
     assert len(stand.link.acknowledged) == frames + 2
 
 
+def test_lines_that_a_living_sink_never_answers_for_hold_up_nobody_else() -> None:
+    """A damaged shard: 500 for one series, for ever, and in whatever batch it is."""
+    asked = 0
+
+    async def answer(body: bytes) -> None:
+        nonlocal asked
+        if b"gateway=bad" in body:
+            asked += 1
+            raise SinkBusy("500")
+
+    stand = Stand(FakeSink(answer))
+    bad = message(changes(1), gateway="bad", under="bad")
+    good = [message(changes(NOW + n), n) for n in range(1, 4)]
+
+    async def story() -> None:
+        stand.receive(bad, good[0])
+        await until(lambda: len(stand.link.receipts) == 1)
+        stand.receive(bad, good[1], bad, good[2])
+        await until(lambda: len(stand.link.receipts) == 3)
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert stand.count("ignored_messages_total", reason="busy") == 3
+    assert stand.link.acknowledged == [1, 2, 3, 4, 5, 6]
+    assert asked <= 8 * PATIENCE
+
+
+def test_a_frame_of_a_newer_version_gets_no_answer() -> None:
+    stand = Stand(FakeSink())
+    name, payload, _ = message(changes(NOW))
+    newer = pb.Frame.FromString(payload)
+    newer.version += 1
+    payload = newer.SerializeToString()
+
+    async def story() -> None:
+        stand.receive((name, payload, correlation(7, 1, payload)))
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert stand.link.receipts == []
+    assert stand.count("ignored_messages_total", reason="version") == 1
+
+
 def poison() -> list[tuple[tuple[str, bytes, bytes | None], str]]:
     name, good, _ = message(changes(NOW))
     return [
@@ -580,3 +624,4 @@ def test_waits_grow_to_their_limit_with_full_jitter_and_heed_the_sinks_own_wish(
     assert [backoff_s(n, 30.0, None, 1.0) for n in (1, 2, 3, 10, 10_000)] == [0.5, 1.0, 2.0, 30.0, 30.0]
     assert backoff_s(5, 30.0, None, 0.0) == 0.0
     assert backoff_s(1, 30.0, 7.0, 0.5) == 7.25
+    assert backoff_s(1, 30.0, 3600.0, 0.0) == 30.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloud.validate import ClockDoubt, admit
-from devices.errors import FrameError
+from cloud.validate import admit
+from devices.errors import FrameError, NotForUs
 from devices.model import CHANGE_DTYPE, SUMMARY_DTYPE, Alarm, Lane, SampleBatch
 from devices.wire.frame import (
     AlarmBody,
@@ -79,7 +79,7 @@ def test_alarms_at_absurd_times_are_rejected() -> None:
 def test_whose_clock_is_wrong_is_not_for_the_ingester_to_say() -> None:
     """Were it its own, a refusal would make each edge give up what is good."""
     of_tomorrow = Ledger(NOW + 2 * HOUR, [])
-    with pytest.raises(ClockDoubt, match="its gateway's clock is wrong, or ours"):
+    with pytest.raises(NotForUs, match="its gateway's clock is wrong, or ours"):
         admit(frame(of_tomorrow, created_ns=NOW + 2 * HOUR), "g1", now_ns=NOW, max_ahead_ns=HOUR)
 
 
