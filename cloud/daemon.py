@@ -38,7 +38,7 @@ async def serve(config: Config, ended: asyncio.Event, now_ns: Callable[[], int] 
 
     def healthy() -> str:
         unconnected = "" if session.connected and alarm_session.connected else "not yet connected to the broker"
-        return ingester.trouble or alarms.trouble or session.error or alarm_session.error or unconnected
+        return ingester.sink.trouble or alarms.sink.trouble or session.error or alarm_session.error or unconnected
 
     async with contextlib.AsyncExitStack() as ending:
         if config.metrics.listen:
@@ -85,10 +85,12 @@ async def _be_in_the_group(ingester: Ingester, session: Session, leave_after_s: 
     while True:
         async with contextlib.AsyncExitStack() as leaving:
             link = _start(session.run(), "session", leaving)
-            await _first_of(link, _start(ingester.fails_for(leave_after_s), "watch", leaving))
+            await _first_of(link, _start(ingester.sink.fails_for(leave_after_s), "watch", leaving))
         ingester.on_disconnect(LinkLost("the sink takes nothing"))
-        log.error("the sink takes nothing: the broker's frames are left to others until it does", sink=ingester.trouble)
-        await ingester.is_well()
+        log.error(
+            "the sink takes nothing: the broker's frames are left to others until it does", sink=ingester.sink.trouble
+        )
+        await ingester.sink.is_well()
 
 
 async def _drain(ingesters: list[Ingester], at_most_s: float) -> None:

@@ -36,35 +36,30 @@ What is done with a message:
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import structlog
 
 from cloud.batch import Batch, Piece
 from cloud.config import Limits
+from cloud.delivery import Delivery, Queue
 from cloud.lines import Lines, encode
 from cloud.metrics import IngestMetrics
+from cloud.patience import PatientSink
 from cloud.sinks import Sink
 from cloud.validate import admit
-from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, NotForUs, SinkBusy, SinkError, SinkRefused
+from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, NotForUs, SinkBusy, SinkError
 from devices.wire import topics
-from devices.wire.frame import AlarmBody, Frame, decode
+from devices.wire.frame import AlarmBody, decode
 from devices.wire.receipt import Receipt, Rejected, encode_receipt
 from devices.wire.receive import Inbound
 
 log = structlog.get_logger("forebay.ingester")
 
-RETRY_FIRST_S: Final = 0.25
 PUBACK_REFUSED: Final = 0x80
-PATIENCE: Final = 5
-"""Failures of one body in a row until it is looked whether the sink lives, and it is only this one."""
-LOOK_S: Final = 0.25
-"""Between two looks at whether the sink still fails."""
 SUSPECT_S: Final = 300.0
 """A gateway is suspect for so long after lines of it did not pass."""
 SUSPECTS_SHARE: Final = 1 / 4
@@ -83,68 +78,6 @@ class Link(Protocol):
     def resume(self) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """One message, from its arrival until we are done with it."""
-
-    topic: str
-    payload: bytes
-    correlation: bytes | None
-    packet_id: int
-    connection: int
-    arrived_s: float
-    """By the loop's clock."""
-    gateway: str = ""
-    leaf: str = ""
-    frame: Frame | None = None
-    forgettable: bool = False
-    """By the broker."""
-    answers_before: int | None = None
-    """What the sink had answered when it did not answer for this, though it lives."""
-
-
-class Queue:
-    """What waits for a writer."""
-
-    def __init__(self) -> None:
-        self.deliveries: deque[Delivery] = deque()
-        self.size_bytes = 0
-        self._arrived = asyncio.Event()
-
-    def __bool__(self) -> bool:
-        return bool(self.deliveries)
-
-    def put(self, delivery: Delivery) -> None:
-        self.deliveries.append(delivery)
-        self.size_bytes += len(delivery.payload)
-        self._arrived.set()
-
-    def next(self) -> Delivery:
-        delivery = self.deliveries.popleft()
-        self.size_bytes -= len(delivery.payload)
-        return delivery
-
-    async def wait(self) -> None:
-        """Until there is something."""
-        while not self.deliveries:
-            self._arrived.clear()
-            await self._arrived.wait()
-
-
-def backoff_s(failures: int, most_s: float, asked_s: float | None, rand: float) -> float:
-    """How long to leave a failing sink alone. Full jitter: `rand` is uniform in [0, 1).
-
-    `asked_s`: what the sink asked for (Retry-After); the jitter is put on top of it, lest all come back at once.
-    No more than `most_s` of it is believed: pages of proxies ask for an hour.
-    """
-    ceiling_s = min(most_s, RETRY_FIRST_S * 2.0 ** min(failures, 20))
-    return min(asked_s or 0.0, most_s) + rand * ceiling_s
-
-
-async def _never() -> bool:
-    return False
-
-
 class Ingester:
     """Order of calls: `open`, then `run` in a task, with the callbacks given to a session; `drain` to end."""
 
@@ -158,18 +91,11 @@ class Ingester:
     ) -> None:
         self.link: Link
         """Set before the first message: a session takes the callbacks when it is made."""
-        self.trouble = ""
-        """What the sink said when it last took nothing; "" when it does."""
-        self._trouble_since_s = 0.0
-        self._lives = False
-        """In spite of that it answers when it is asked something else."""
-        self._answers = 0
-        self._sink = sink
+        self.sink = PatientSink(sink, limits.retry_most.s, metrics, self._regulate, rand)
         self._limits = limits
         self._frame_limits = limits.of_frames()
         self._metrics = metrics
         self._now_ns = now_ns
-        self._rand = rand
         self._alarms, self._others, self._suspects = Queue(), Queue(), Queue()
         self._suspect_until_s: dict[str, float] = {}
         """By gateway."""
@@ -211,7 +137,7 @@ class Ingester:
 
     async def open(self) -> None:
         """Open the sink, however long that takes. Only then are frames worth asking for."""
-        await self._insist(self._sink.open, _never)
+        await self.sink.open()
 
     async def run(self) -> None:
         """Write what arrives, until cancelled."""
@@ -220,17 +146,6 @@ class Ingester:
             writers.create_task(self._writer(self._suspects), name="suspects' writer")
             for number in range(self._limits.connections):
                 writers.create_task(self._writer(self._others), name=f"writer {number}")
-
-    async def fails_for(self, seconds: float) -> None:
-        """Return once the sink has taken nothing for so long."""
-        loop = asyncio.get_running_loop()
-        while not self.trouble or loop.time() < self._trouble_since_s + seconds:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)
-
-    async def is_well(self) -> None:
-        """Return once the sink takes what it is given."""
-        while self.trouble:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)
 
     async def drain(self) -> None:
         """Read no more, and return once everything that came is settled. The caller bounds the wait."""
@@ -272,7 +187,7 @@ class Ingester:
             and len(batch) + last_lines <= self._limits.batch_lines
             and batch.size_bytes + last_bytes <= self._limits.batch_size
         ):
-            delivery = queue.next()
+            delivery = queue.take()
             prepared = self._prepare(delivery)
             if prepared is not None:
                 lines, rejected = prepared
@@ -328,7 +243,7 @@ class Ingester:
         """Write a batch, however long that takes; SinkBusy when it is only these lines that do not pass."""
         for body, first in batch.bodies(self._limits.batch_size):
             try:
-                await self._write(body)
+                await self.sink.write(body)
             except (BadLines, BatchTooLarge) as error:
                 await on_bad(batch, batch.newest_first(body, first), error)
 
@@ -368,13 +283,13 @@ class Ingester:
 
     def _others_pass(self, deliveries: list[Delivery]) -> bool:
         """Whether the sink has answered for anything else since it did not answer for these."""
-        return any(d.answers_before is not None and d.answers_before < self._answers for d in deliveries)
+        return any(d.answers_before is not None and d.answers_before < self.sink.answers for d in deliveries)
 
     def _put_last(self, queue: Queue, deliveries: list[Delivery]) -> None:
         """Try all else first: if that passes, it is these that do not."""
         for delivery in deliveries:
             if delivery.answers_before is None:
-                delivery.answers_before = self._answers
+                delivery.answers_before = self.sink.answers
             queue.put(delivery)
 
     def _suspect(self, deliveries: Iterable[Delivery]) -> None:
@@ -414,84 +329,16 @@ class Ingester:
                 batch.reject(half, "older than the sink's retention")
                 continue
             try:
-                await self._write(half.body)
+                await self.sink.write(half.body)
             except (BadLines, BatchTooLarge) as worse:
                 await self._sift(batch, half, worse)
 
-    async def _write(self, body: bytes) -> None:
-        begun_s = asyncio.get_running_loop().time()
-        await self._insist(lambda: self._sink.write(body), self._sink_lives)
-        self._metrics.stage_s.labels("write").observe(asyncio.get_running_loop().time() - begun_s)
-        self._metrics.written_bytes.inc(len(body))
-
-    async def _insist(self, call: Callable[[], Awaitable[None]], may_give_up: Callable[[], Awaitable[bool]]) -> None:
-        """Call the sink until it answers. BadLines and BatchTooLarge are answers, too.
-
-        SinkBusy: it failed again and again, and then `may_give_up` allowed it.
-        """
-        failures = 0
-        while True:
-            try:
-                await call()
-            except (SinkBusy, SinkRefused) as error:
-                failures += 1
-                self._sink_fails(error)
-                asked_s = error.retry_after_s if isinstance(error, SinkBusy) else None
-                await asyncio.sleep(backoff_s(failures, self._limits.retry_most.s, asked_s, self._rand()))
-                if failures % PATIENCE == 0 and isinstance(error, SinkBusy) and await may_give_up():
-                    raise
-            except SinkError as error:
-                self._sink_answers("bad" if isinstance(error, BadLines) else "too_large")
-                raise
-            else:
-                self._sink_answers("stored")
-                return
-
-    async def _sink_lives(self) -> bool:
-        """Ask it something else than what does not pass."""
-        try:
-            await self._sink.open()
-        except SinkError:
-            self._lives = False
-        else:
-            self._lives = True
-        self._regulate()
-        return self._lives
-
-    # -- the sink's state, and whether the socket is read ----------------------------------------------------
-
-    def _sink_fails(self, error: SinkBusy | SinkRefused) -> None:
-        refused = isinstance(error, SinkRefused)
-        self._metrics.sink_answers.labels("refused" if refused else "busy").inc()
-        if str(error) != self.trouble:
-            log.log(
-                logging.ERROR if refused else logging.WARNING,
-                "the sink refuses everything: nothing is stored until this is put right"
-                if refused
-                else "the sink is busy",
-                error=str(error),
-            )
-        if not self.trouble:
-            self._trouble_since_s = asyncio.get_running_loop().time()
-        self.trouble = str(error)
-        self._metrics.sink_failing.set(1)
-        self._regulate()
-
-    def _sink_answers(self, answer: str) -> None:
-        self._metrics.sink_answers.labels(answer).inc()
-        self._answers += 1
-        self._lives = False
-        if self.trouble:
-            log.info("the sink is back")
-            self.trouble = ""
-            self._metrics.sink_failing.set(0)
-            self._regulate()
+    # -- whether the socket is read -----------------------------------------------------------------------
 
     def _regulate(self) -> None:
         """Read or do not read. Between half full and full it stays as it is, so that it does not flutter."""
         limit = int(self._limits.queue_size)
-        fails = bool(self.trouble) and not self._lives
-        stop = self._draining or fails or self._unsettled_bytes >= limit
+        stop = self._draining or self.sink.takes_nothing or self._unsettled_bytes >= limit
         go = not stop and self._unsettled_bytes <= limit // 2
         if stop and not self._paused:
             self._paused = True

@@ -390,13 +390,9 @@ def test_sigterm_finishes_what_has_come_and_ends_with_0(
             await edge.receipt(sent[0])
             ingester.process.send(signal.SIGTERM)
             assert await asyncio.to_thread(ingester.process.wait, 10.0) == 0
-        with closing(sqlite3.connect(tmp_path / "points.db")) as database:
-            (stored,) = database.execute("SELECT count(*) FROM points").fetchone()
-        for _ in range(200):  # the last receipts are with the broker
-            if stored == 500 * len(edge.receipts):
-                break
-            await asyncio.sleep(0.05)
-        assert stored == 500 * len(edge.receipts)
+            with closing(sqlite3.connect(tmp_path / "points.db")) as database:
+                (stored,) = database.execute("SELECT count(*) FROM points").fetchone()
+            await until(lambda: len(edge.receipts) * 500 == stored)  # the last are with the broker
 
     asyncio.run(story())
     logged = [json.loads(line) for line in ingester.process.output().splitlines()]

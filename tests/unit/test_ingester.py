@@ -12,8 +12,9 @@ import pytest
 
 import cloud.ingester
 from cloud.config import Limits
-from cloud.ingester import PATIENCE, Ingester, backoff_s
+from cloud.ingester import Ingester
 from cloud.metrics import IngestMetrics
+from cloud.patience import PATIENCE, backoff_s
 from devices.errors import BadLines, BatchTooLarge, LinkLost, SinkBusy, SinkRefused
 from devices.model import CHANGE_DTYPE, Alarm, Lane
 from devices.quantities import Duration, Size
@@ -239,7 +240,7 @@ def test_a_failing_sink_is_asked_again_and_meanwhile_nothing_is_read(failure: Ex
         stand.receive(message(changes(NOW)))
         await until(lambda: bool(stand.link.receipts))
         assert [event[0] for event in stand.link.events] == ["pause", "resume", "receipt", "puback"]
-        assert stand.ingester.trouble == ""
+        assert stand.ingester.sink.trouble == ""
 
     run(stand, story)
     assert len(stand.sink.bodies) == 4
