@@ -8,15 +8,22 @@ refused too without asking, so that a backlog beyond the retention costs a few w
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cloud.lines import NO_SERIES, Lines
 from devices.wire.receipt import Rejected
 
+_RETENTION: Final = re.compile("beyond retention policy|outside retention policy(?!.*Upper Bound)")
+"""As 1.8 and as 2.7 say it."""
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
+"""Names in a server's sentence: they are whatever somebody called a measurement."""
 DETAIL_CHARS: Final = 200
 """How much of the sink's sentence goes into a receipt: it may come once for each series."""
+DETAILS_BYTES: Final = 4096
+"""Of all these sentences in one receipt."""
 
 
 class Piece(NamedTuple):
@@ -59,9 +66,23 @@ class Batch:
         self._rejected.append({(r.series, r.reason): r for r in rejected})
         self.size_bytes += len(lines.body)
 
+    def only(self, frames: Iterable[int]) -> Batch:
+        """A batch of these frames alone."""
+        part = Batch()
+        for frame in frames:
+            part.add(self._frames[frame], self.rejected(frame))
+        return part
+
     def rejected(self, frame: int) -> list[Rejected]:
-        """What was rejected of the n-th frame that was added: one entry for each series and reason."""
-        return list(self._rejected[frame].values())
+        """What was rejected of the n-th frame that was added: one entry for each series and reason.
+
+        The first say why: a receipt for a thousand series must still be one that brokers take.
+        """
+        room_bytes, rejected = DETAILS_BYTES, []
+        for one in self._rejected[frame].values():
+            room_bytes -= len(one.detail.encode())
+            rejected.append(one if room_bytes >= 0 else Rejected(one.series, one.reason, one.count))
+        return rejected
 
     def bodies(self, most_bytes: int) -> Iterator[tuple[bytes, int]]:
         """All lines, in bodies of at most `most_bytes` or of one line; each with the number of its first line."""
@@ -87,7 +108,7 @@ class Batch:
 
     def reject(self, piece: Piece, detail: str) -> None:
         """The sink will never store these lines. `detail` is its own sentence about one of them."""
-        if "retention" in detail.lower():
+        if _RETENTION.search(_QUOTED.sub("", detail)):
             self._expired_ns = max(self._expired_ns, _time_ns(piece.lines[0]))
         self.refused += len(piece.numbers)
         for number in piece.numbers:

@@ -83,6 +83,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Writes at a time; alarms have one more of their own."""
     retry_most: Duration = Duration.parse("30 s")
     """Longest wait between two attempts at a sink that is busy."""
+    leave_after: Duration = Duration.parse("30 s")
+    """When the sink has taken nothing for so long the ingester leaves its group, so that others get all frames, or the
+    gateways hold them where they can be merged; it comes back when the sink does."""
     shutdown: Duration = Duration.parse("5 s")
     """How long writes may go on after SIGTERM; what is left then, the edges send again."""
 

@@ -22,6 +22,7 @@ from cloud import metrics as pages
 from cloud.config import Config
 from cloud.ingester import Ingester
 from cloud.metrics import IngestMetrics
+from devices.errors import LinkLost
 from devices.wire.session import Session, SessionOptions
 from devices.wire.topics import UP, shared_filter
 
@@ -37,7 +38,7 @@ async def serve(config: Config, ended: asyncio.Event, now_ns: Callable[[], int] 
 
     def healthy() -> str:
         unconnected = "" if session.connected and alarm_session.connected else "not yet connected to the broker"
-        return ingester.trouble or alarms.trouble or session.error or alarm_session.error or unconnected
+        return ingester.sink.trouble or alarms.sink.trouble or session.error or alarm_session.error or unconnected
 
     async with contextlib.AsyncExitStack() as ending:
         if config.metrics.listen:
@@ -50,7 +51,11 @@ async def serve(config: Config, ended: asyncio.Event, now_ns: Callable[[], int] 
         await _first_of(asked, opening)
         if not asked.done():
             log.info("ingesting", broker=config.broker.url, group=config.broker.group, client=config.session.client_id)
-            links = [_start(one.run(), "session", ending) for one in (alarm_session, session)]
+            leave_after_s = config.limits.leave_after.s
+            links = [
+                _start(_be_in_the_group(*one, leave_after_s), "session", ending)
+                for one in ((alarms, alarm_session), (ingester, session))
+            ]
             writers = [_start(one.run(), "writers", ending) for one in (alarms, ingester)]
             await _first_of(asked, *links, *writers)
             log.info("ending: what has come is stored, nothing more is read")
@@ -67,11 +72,25 @@ def _end(
         on_messages=ingester.on_messages,
         on_connect=ingester.on_connect,
         on_disconnect=ingester.on_disconnect,
-        on_published=lambda mid, reason: None,  # a receipt that nobody hears: its edge will send the frame again
+        on_published=ingester.on_published,
     )
     ingester.link = session
     session.subscribe([(shared_filter(config.broker.group, leaf), 1) for leaf in leaves])
     return ingester, session
+
+
+async def _be_in_the_group(ingester: Ingester, session: Session, leave_after_s: float) -> None:
+    """Connected while the sink takes what comes. The broker gives each member its share, whether or not it reads: one
+    whose sink fails for long would keep frames from the others."""
+    while True:
+        async with contextlib.AsyncExitStack() as leaving:
+            link = _start(session.run(), "session", leaving)
+            await _first_of(link, _start(ingester.sink.fails_for(leave_after_s), "watch", leaving))
+        ingester.on_disconnect(LinkLost("the sink takes nothing"))
+        log.error(
+            "the sink takes nothing: the broker's frames are left to others until it does", sink=ingester.sink.trouble
+        )
+        await ingester.sink.is_well()
 
 
 async def _drain(ingesters: list[Ingester], at_most_s: float) -> None:

@@ -2,6 +2,8 @@
 
     session ──▶ on_messages ──▶ alarms ─────▶ writer ──┐
                     │           all others ─▶ writers ─┼─▶ decode, admit, encode ─▶ sink.write ─▶ receipts, PUBACKs
+                    │           suspects ───▶ writer ──┘                               │
+                    │              ▲   of whom the sink has refused lines ─────────────┘
                     └── pause: the queue is full, or the sink is failing
 
 The ingester keeps nothing: each frame stays at its edge until the sink has stored it and the receipt, which
@@ -13,12 +15,20 @@ together: batches grow with the load, and without load nothing waits. Alarms hav
 their own. A sink that is busy or lets nobody in is asked again with full jitter, for ever, and meanwhile the
 socket is left unread. What can be stored of a batch is stored; what cannot is named in the receipts.
 
+To find a line that the sink refuses takes some writes for each, and some servers answer the lines of one series
+with 500 for ever: a gateway with such lines is a *suspect*, and is written apart, so that only it waits. What is
+more than the suspects' queue takes goes unanswered, and comes again when its edge's patience is over.
+
 What is done with a message:
 
     under a topic that is not ours, or without         acknowledged, counted, no receipt: nobody waits for one
     correlation data (but a will is stored)
     its digest is not that of its correlation data     acknowledged, counted, no receipt: damaged on its way, and
                                                        the edge will send it again
+    a suspect's, and their queue is full, or its own   the same
+    lines do not pass though the sink answers
+    made in the future: its edge's clock or ours is    the same: were it ours, refusals would empty every outbox
+    wrong; or of a newer version than we know          the same: another ingester, or a later one, can read it
     cannot be decoded or admitted                      receipt `refused(reason)`, acknowledged
     everything else                                    stored, receipt, acknowledged
 """
@@ -26,30 +36,34 @@ What is done with a message:
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Literal, Protocol
 
 import structlog
 
 from cloud.batch import Batch, Piece
 from cloud.config import Limits
+from cloud.delivery import Delivery, Queue
 from cloud.lines import Lines, encode
 from cloud.metrics import IngestMetrics
+from cloud.patience import PatientSink
 from cloud.sinks import Sink
 from cloud.validate import admit
-from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, SinkBusy, SinkError, SinkRefused
+from devices.errors import BadLines, BatchTooLarge, ForebayError, FrameError, NotForUs, SinkBusy, SinkError
 from devices.wire import topics
-from devices.wire.frame import AlarmBody, Frame, decode
+from devices.wire.frame import AlarmBody, decode
 from devices.wire.receipt import Receipt, Rejected, encode_receipt
 from devices.wire.receive import Inbound
 
 log = structlog.get_logger("forebay.ingester")
 
-RETRY_FIRST_S: Final = 0.25
+PUBACK_REFUSED: Final = 0x80
+SUSPECT_S: Final = 300.0
+"""A gateway is suspect for so long after lines of it did not pass."""
+SUSPECTS_SHARE: Final = 1 / 4
+"""Of `queue_size`, for the frames of suspects: the rest is for those who wait for nothing but the sink."""
 
 
 class Link(Protocol):
@@ -62,32 +76,6 @@ class Link(Protocol):
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """One message, from its arrival until it is settled: until the broker may forget it."""
-
-    topic: str
-    payload: bytes
-    correlation: bytes | None
-    packet_id: int
-    connection: int
-    arrived_s: float
-    """By the loop's clock."""
-    gateway: str = ""
-    leaf: str = ""
-    frame: Frame | None = None
-    settled: bool = False
-
-
-def backoff_s(failures: int, most_s: float, asked_s: float | None, rand: float) -> float:
-    """How long to leave a failing sink alone. Full jitter: `rand` is uniform in [0, 1).
-
-    `asked_s`: what the sink asked for (Retry-After); the jitter is put on top of it, lest all come back at once.
-    """
-    ceiling_s = min(most_s, RETRY_FIRST_S * 2.0 ** min(failures, 20))
-    return (asked_s or 0.0) + rand * ceiling_s
 
 
 class Ingester:
@@ -103,18 +91,14 @@ class Ingester:
     ) -> None:
         self.link: Link
         """Set before the first message: a session takes the callbacks when it is made."""
-        self.trouble = ""
-        """What the sink said when it last took nothing; "" when it does."""
-        self._sink = sink
+        self.sink = PatientSink(sink, limits.retry_most.s, metrics, self._regulate, rand)
         self._limits = limits
         self._frame_limits = limits.of_frames()
         self._metrics = metrics
         self._now_ns = now_ns
-        self._rand = rand
-        self._alarms: deque[Delivery] = deque()
-        self._others: deque[Delivery] = deque()
-        self._arrived = {True: asyncio.Event(), False: asyncio.Event()}
-        """By whether it is the alarms' queue."""
+        self._alarms, self._others, self._suspects = Queue(), Queue(), Queue()
+        self._suspect_until_s: dict[str, float] = {}
+        """By gateway."""
         self._unacknowledged: deque[Delivery] = deque()
         """Of the present connection, in order of receipt, which is that of PUBACKs."""
         self._unsettled = 0
@@ -153,14 +137,15 @@ class Ingester:
 
     async def open(self) -> None:
         """Open the sink, however long that takes. Only then are frames worth asking for."""
-        await self._insist(self._sink.open)
+        await self.sink.open()
 
     async def run(self) -> None:
         """Write what arrives, until cancelled."""
         async with asyncio.TaskGroup() as writers:
-            writers.create_task(self._writer(alarms=True), name="alarm writer")
+            writers.create_task(self._writer(self._alarms), name="alarm writer")
+            writers.create_task(self._writer(self._suspects), name="suspects' writer")
             for number in range(self._limits.connections):
-                writers.create_task(self._writer(alarms=False), name=f"writer {number}")
+                writers.create_task(self._writer(self._others), name=f"writer {number}")
 
     async def drain(self) -> None:
         """Read no more, and return once everything that came is settled. The caller bounds the wait."""
@@ -177,22 +162,23 @@ class Ingester:
             self._ignore(delivery, error.reason)
             return
         self._metrics.received_frames.labels(delivery.leaf).inc()
-        alarms = delivery.leaf == "alarm"
-        (self._alarms if alarms else self._others).append(delivery)
-        self._arrived[alarms].set()
+        if delivery.leaf == "alarm":
+            self._alarms.put(delivery)
+        elif self._suspect_until_s.get(delivery.gateway, 0.0) > delivery.arrived_s:
+            self._put_apart(delivery)
+        else:
+            self._others.put(delivery)
 
-    async def _writer(self, *, alarms: bool) -> None:
-        queue, arrived = self._alarms if alarms else self._others, self._arrived[alarms]
+    async def _writer(self, queue: Queue) -> None:
         while True:
-            while not queue:
-                arrived.clear()
-                await arrived.wait()
+            await queue.wait()
             batch, deliveries = await self._next_batch(queue)
-            for body, first in batch.bodies(self._limits.batch_size):
-                await self._store(batch, body, first)
-            self._receipt(batch, deliveries)
+            if queue is self._suspects:
+                await self._store_apart(batch, deliveries)
+            else:
+                await self._store_or_part(queue, batch, deliveries)
 
-    async def _next_batch(self, queue: deque[Delivery]) -> tuple[Batch, list[Delivery]]:
+    async def _next_batch(self, queue: Queue) -> tuple[Batch, list[Delivery]]:
         """As many frames as are there, up to the limits of a batch. Those that are refused are done with here."""
         batch, deliveries = Batch(), []
         last_lines = last_bytes = 0  # the next frame will be about as large
@@ -201,7 +187,7 @@ class Ingester:
             and len(batch) + last_lines <= self._limits.batch_lines
             and batch.size_bytes + last_bytes <= self._limits.batch_size
         ):
-            delivery = queue.popleft()
+            delivery = queue.take()
             prepared = self._prepare(delivery)
             if prepared is not None:
                 lines, rejected = prepared
@@ -222,6 +208,9 @@ class Ingester:
             now_ns = self._now_ns()
             admitted = admit(frame, delivery.gateway, now_ns=now_ns, max_ahead_ns=self._limits.max_ahead.ns)
             lines = encode(admitted.frame, now_ns)
+        except NotForUs as error:
+            self._ignore(delivery, error.reason, str(error))
+            return None
         except FrameError as error:
             self._refuse(delivery, error.reason, str(error))
             return None
@@ -250,12 +239,85 @@ class Ingester:
             return self._ignore(delivery, error.reason)
         return told.digest == topics.digest(delivery.payload) or self._ignore(delivery, "damaged")
 
-    async def _store(self, batch: Batch, body: bytes, first: int) -> None:
-        """Write a body, however long that takes; what the sink will never take is rejected in `batch`."""
+    async def _store(self, batch: Batch, on_bad: Callable[[Batch, Piece, SinkError], Awaitable[None]]) -> None:
+        """Write a batch, however long that takes; SinkBusy when it is only these lines that do not pass."""
+        for body, first in batch.bodies(self._limits.batch_size):
+            try:
+                await self.sink.write(body)
+            except (BadLines, BatchTooLarge) as error:
+                await on_bad(batch, batch.newest_first(body, first), error)
+
+    async def _store_or_part(self, queue: Queue, batch: Batch, deliveries: list[Delivery]) -> None:
+        """Store a batch, or all of it but those gateways whose lines do not pass: they go to the suspects."""
         try:
-            await self._write(body)
-        except (BadLines, BatchTooLarge) as error:
-            await self._sift(batch, batch.newest_first(body, first), error)
+            await self._store(batch, self._sift_if_too_large)
+        except (BadLines, SinkBusy) as error:
+            by_gateway: dict[str, list[int]] = {}
+            for place, delivery in enumerate(deliveries):
+                by_gateway.setdefault(delivery.gateway, []).append(place)
+            if len(by_gateway) > 1:
+                for places in by_gateway.values():
+                    await self._store_or_part(queue, batch.only(places), [deliveries[place] for place in places])
+            elif isinstance(error, BadLines) or self._others_pass(deliveries):
+                self._suspect(deliveries)
+                for delivery in deliveries:
+                    self._put_apart(delivery)
+            else:
+                self._put_last(queue, deliveries)
+        else:
+            self._receipt(batch, deliveries)
+
+    async def _store_apart(self, batch: Batch, deliveries: list[Delivery]) -> None:
+        """Store what can be stored of suspects, line by line where it must be."""
+        try:
+            await self._store(batch, self._sift)
+        except SinkBusy:
+            if self._others_pass(deliveries):
+                self._metrics.ignored_messages.labels("busy").inc(len(deliveries))
+                self._settle(deliveries)
+            else:
+                self._put_last(self._suspects, deliveries)
+        else:
+            self._suspect(d for place, d in enumerate(deliveries) if batch.rejected(place))
+            self._receipt(batch, deliveries)
+
+    def _others_pass(self, deliveries: list[Delivery]) -> bool:
+        """Whether the sink has answered for anything else since it did not answer for these."""
+        return any(d.answers_before is not None and d.answers_before < self.sink.answers for d in deliveries)
+
+    def _put_last(self, queue: Queue, deliveries: list[Delivery]) -> None:
+        """Try all else first: if that passes, it is these that do not."""
+        for delivery in deliveries:
+            if delivery.answers_before is None:
+                delivery.answers_before = self.sink.answers
+            queue.put(delivery)
+
+    def _suspect(self, deliveries: Iterable[Delivery]) -> None:
+        """Lines of these did not pass."""
+        now_s = asyncio.get_running_loop().time()
+        for gateway in {delivery.gateway for delivery in deliveries}:
+            if self._suspect_until_s.get(gateway, 0.0) <= now_s:
+                log.warning("lines of a gateway do not pass: it is written apart for now", gateway=gateway)
+            self._suspect_until_s[gateway] = now_s + SUSPECT_S
+        self._suspect_until_s = {name: until_s for name, until_s in self._suspect_until_s.items() if until_s > now_s}
+
+    def _put_apart(self, delivery: Delivery) -> None:
+        """To be written by the suspects' writer; without an answer, and to come again, where that has enough to do.
+
+        Its PUBACK does not wait, since those of all that came later would wait with it: its edge keeps it.
+        """
+        most_bytes = int(self._limits.queue_size) * SUSPECTS_SHARE
+        if self._suspects and self._suspects.size_bytes + len(delivery.payload) > most_bytes:
+            self._metrics.ignored_messages.labels("suspect").inc()
+            self._settle([delivery])
+        else:
+            self._suspects.put(delivery)
+            self._let_broker_forget([delivery])
+
+    async def _sift_if_too_large(self, batch: Batch, piece: Piece, error: SinkError) -> None:
+        if isinstance(error, BadLines):
+            raise error
+        await self._sift(batch, piece, error)
 
     async def _sift(self, batch: Batch, piece: Piece, error: SinkError) -> None:
         """Store what can be stored of a piece that was refused, newest first."""
@@ -267,63 +329,16 @@ class Ingester:
                 batch.reject(half, "older than the sink's retention")
                 continue
             try:
-                await self._write(half.body)
+                await self.sink.write(half.body)
             except (BadLines, BatchTooLarge) as worse:
                 await self._sift(batch, half, worse)
 
-    async def _write(self, body: bytes) -> None:
-        begun_s = asyncio.get_running_loop().time()
-        await self._insist(lambda: self._sink.write(body))
-        self._metrics.stage_s.labels("write").observe(asyncio.get_running_loop().time() - begun_s)
-        self._metrics.written_bytes.inc(len(body))
-
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Call the sink until it answers. BadLines and BatchTooLarge are answers, too."""
-        failures = 0
-        while True:
-            try:
-                await call()
-            except (SinkBusy, SinkRefused) as error:
-                failures += 1
-                self._sink_fails(error)
-                asked_s = error.retry_after_s if isinstance(error, SinkBusy) else None
-                await asyncio.sleep(backoff_s(failures, self._limits.retry_most.s, asked_s, self._rand()))
-            except SinkError as error:
-                self._sink_answers("bad" if isinstance(error, BadLines) else "too_large")
-                raise
-            else:
-                self._sink_answers("stored")
-                return
-
-    # -- the sink's state, and whether the socket is read ----------------------------------------------------
-
-    def _sink_fails(self, error: SinkBusy | SinkRefused) -> None:
-        refused = isinstance(error, SinkRefused)
-        self._metrics.sink_answers.labels("refused" if refused else "busy").inc()
-        if str(error) != self.trouble:
-            log.log(
-                logging.ERROR if refused else logging.WARNING,
-                "the sink refuses everything: nothing is stored until this is put right"
-                if refused
-                else "the sink is busy",
-                error=str(error),
-            )
-        self.trouble = str(error)
-        self._metrics.sink_failing.set(1)
-        self._regulate()
-
-    def _sink_answers(self, answer: str) -> None:
-        self._metrics.sink_answers.labels(answer).inc()
-        if self.trouble:
-            log.info("the sink is back")
-            self.trouble = ""
-            self._metrics.sink_failing.set(0)
-            self._regulate()
+    # -- whether the socket is read -----------------------------------------------------------------------
 
     def _regulate(self) -> None:
         """Read or do not read. Between half full and full it stays as it is, so that it does not flutter."""
         limit = int(self._limits.queue_size)
-        stop = self._draining or bool(self.trouble) or self._unsettled_bytes >= limit
+        stop = self._draining or self.sink.takes_nothing or self._unsettled_bytes >= limit
         go = not stop and self._unsettled_bytes <= limit // 2
         if stop and not self._paused:
             self._paused = True
@@ -362,11 +377,18 @@ class Ingester:
         self._send(delivery, Receipt(refused=reason))
         self._settle([delivery])
 
-    def _ignore(self, delivery: Delivery, reason: str) -> Literal[False]:
-        log.warning("a message was ignored", topic=delivery.topic[:120], reason=reason)
+    def _ignore(self, delivery: Delivery, reason: str, why: str = "") -> Literal[False]:
+        more = {"why": why} if why else {}
+        log.warning("a message was ignored", topic=delivery.topic[:120], reason=reason, **more)
         self._metrics.ignored_messages.labels(reason).inc()
         self._settle([delivery])
         return False
+
+    def on_published(self, mid: int, reason: int) -> None:
+        """The broker's answer to a receipt. When it refuses one, or nobody hears it, the edge sends the frame again."""
+        if reason >= PUBACK_REFUSED:
+            self._metrics.unsent_receipts.inc()
+            log.error("the broker refuses receipts: its access list, quota or size limit", reason=hex(reason))
 
     def _send(self, delivery: Delivery, receipt: Receipt) -> None:
         if delivery.correlation is None:
@@ -376,19 +398,23 @@ class Ingester:
             self._metrics.unsent_receipts.inc()
 
     def _settle(self, deliveries: list[Delivery]) -> None:
-        """Done with these: PUBACK those at the head of the connection's order."""
+        """Done with these."""
         self._unsettled -= len(deliveries)
-        for delivery in deliveries:
-            delivery.settled = True
-            self._unsettled_bytes -= len(delivery.payload)
-        waiting, ready = self._unacknowledged, []
-        while waiting and waiting[0].settled:
-            ready.append(waiting.popleft())
-        if ready:
-            self.link.acknowledge([delivery.packet_id for delivery in ready], ready[0].connection)
+        self._unsettled_bytes -= sum(len(delivery.payload) for delivery in deliveries)
+        self._let_broker_forget(deliveries)
         if self._unsettled == 0:
             self._idle.set()
         self._regulate()
+
+    def _let_broker_forget(self, deliveries: list[Delivery]) -> None:
+        """PUBACK these, once they are at the head of the connection's order."""
+        for delivery in deliveries:
+            delivery.forgettable = True
+        waiting, ready = self._unacknowledged, []
+        while waiting and waiting[0].forgettable:
+            ready.append(waiting.popleft())
+        if ready:
+            self.link.acknowledge([delivery.packet_id for delivery in ready], ready[0].connection)
 
     def _observe(self, delivery: Delivery, now_ns: int) -> None:
         frame = delivery.frame

@@ -31,6 +31,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from devices.errors import FrameError
 from devices.model import SUMMARY_DTYPE, Alarm, Floats, Int32s, Int64s
 from devices.wire.frame import (
     AlarmBody,
@@ -59,6 +60,10 @@ _CACHED_TABLE_BYTES: Final = 16 << 20
 """Of the tables of series whose keys are kept together, in one of two generations; what else is remembered of a
 series is `_SERIES_BYTES`."""
 _SERIES_BYTES: Final = 200
+_ROWS_OF_ANY_NAMES: Final = 4096
+"""As many as an edge puts into a frame: the names in their lines take 14 MB at most."""
+_NAMES_BYTES: Final = 16 << 20
+"""The same of a frame with more rows: 128 bytes in which one long name is named 65,536 times took 400 MB."""
 _AT_ONCE: Final = 700
 """Summaries woven at once: their pieces then stay in a core's cache. 4,096 at once cost a fifth more."""
 
@@ -80,7 +85,10 @@ class Lines:
 
 
 def encode(frame: Frame, ingested_ns: int) -> Lines:
-    """The lines of a frame that cloud.validate has admitted. `ingested_ns`: UTC of now, for alarms and wills."""
+    """The lines of a frame that cloud.validate has admitted. `ingested_ns`: UTC of now, for alarms and wills.
+
+    FrameError `oversize`: they would take too much memory.
+    """
     gateway, body = frame.header.gateway, frame.body
     match body:
         case SummaryBody():
@@ -174,8 +182,24 @@ def _prefixes(gateway: str, table: Sequence[WireSeries], series: Int32s, suffix:
     return list(map(_known_keys.of(gateway, table, suffix).__getitem__, series.tolist()))
 
 
+def _expect_bounded(gateway: str, table: Sequence[WireSeries], series: Int32s) -> None:
+    """FrameError: the names that the frame has once, and its lines once each, would take too much."""
+    if len(series) <= _ROWS_OF_ANY_NAMES:
+        return
+    longest = [
+        len(key) + max(map(len, of.texts), default=0)
+        for key, of in zip(_table_keys(gateway, table, ""), table, strict=True)
+    ]
+    names_bytes = int(np.bincount(series, minlength=len(table)) @ np.array(longest))
+    if names_bytes > _NAMES_BYTES:
+        raise FrameError(
+            f"{len(series)} lines whose names take {names_bytes} bytes; at most {_NAMES_BYTES}", "oversize"
+        )
+
+
 def _summaries(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.void]) -> Lines:
     """Rows in which the same numbers are finite are woven together: gauges, counters, states, and odd ones."""
+    _expect_bounded(gateway, table, rows["series"])
     numbers = np.ascontiguousarray(rows).view(np.float64).reshape(len(rows), _WORDS)[:, -len(_NUMBERS) :]
     shape = np.isfinite(numbers).view(np.uint8) @ _BITS
     shapes = np.flatnonzero(np.bincount(shape)).tolist()
@@ -199,6 +223,7 @@ def _summary_pieces(gateway: str, table: Sequence[WireSeries], rows: NDArray[np.
 
 def _raw(gateway: str, table: Sequence[WireSeries], body: RawBody) -> Lines:
     batch = body.samples
+    _expect_bounded(gateway, table, batch.series)
     prefixes = _prefixes(gateway, table, batch.series, "_raw")
     quality = [b"" if q == 0 else b",quality=%d" % q for q in batch.quality.tolist()]
     pieces: list[Piece] = [prefixes, b"value=", _floats(batch.value), quality, b" ", _ints(batch.time_ns), b"\n"]
@@ -207,6 +232,7 @@ def _raw(gateway: str, table: Sequence[WireSeries], body: RawBody) -> Lines:
 
 def _changes(gateway: str, table: Sequence[WireSeries], body: ChangeBody) -> Lines:
     rows = body.rows
+    _expect_bounded(gateway, table, rows["series"])
     texts = {i: {number: text for text, number in table[i].texts.items()} for i in set(rows["series"].tolist())}
     named = [texts[i].get(value) for i, value in zip(rows["series"].tolist(), rows["value"].tolist(), strict=True)]
     text: list[bytes] = [b"" if name is None else b",text=" + _quoted(name) for name in named]

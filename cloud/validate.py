@@ -4,10 +4,14 @@
 the clock. A frame under another gateway's topic is refused whole; rows are rejected by series, and the rest
 of their frame is stored:
 
-    future   later than now and `max_ahead`: a clock that runs years ahead would hide all later points
+    future   later than now (the edge's or ours) and `max_ahead`: a clock that runs years ahead would hide all later
+             points
     sink     before 1970, or in a measurement whose name is kept for Forebay's own points
 
 A frame without rows (ledger, inventory, heartbeat) has one time, and is refused whole as `future`.
+
+A frame that was *made* later than now and `max_ahead` says that its edge's clock is wrong, or ours. Nobody can tell
+here, and a refusal is final: were it ours, every edge would give up good frames. So it gets no answer (`NotForUs`).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.errors import FrameError
+from devices.errors import FrameError, NotForUs
 from devices.model import Int32s, Int64s
 from devices.profiles import RESERVED_QUANTITIES
 from devices.wire.frame import (
@@ -47,10 +51,16 @@ class Admitted:
 
 
 def admit(frame: Frame, gateway: str, *, now_ns: int, max_ahead_ns: int) -> Admitted:
-    """The rows of a frame that may be stored. `gateway` is that of its topic. FrameError refuses it whole."""
+    """The rows of a frame that may be stored. `gateway` is that of its topic.
+
+    NotForUs: it is not for us to answer. Any other FrameError refuses it whole.
+    """
     if frame.header.gateway != gateway:
         raise FrameError(f"a frame of {frame.header.gateway!r} under the topic of {gateway!r}", "gateway")
-    latest_ns = now_ns + max_ahead_ns
+    created_ns = frame.header.created_ns
+    if created_ns > now_ns + max_ahead_ns:
+        raise NotForUs("it was made later than our clock and max_ahead: its gateway's clock is wrong, or ours", "clock")
+    latest_ns = max(now_ns, created_ns) + max_ahead_ns
     rows = _rows(frame.body)
     if rows is None:
         _expect_past(frame, latest_ns)
@@ -121,6 +131,6 @@ def _expect_past(frame: Frame, latest_ns: int) -> None:
     body = frame.body
     time_ns = body.time_ns if isinstance(body, Ledger | Heartbeat) else frame.header.created_ns
     if time_ns > latest_ns:
-        raise FrameError("made later than the ingester's clock and max_ahead: one of the two is wrong", "future")
+        raise FrameError("its time is later than the clocks and max_ahead", "future")
     if time_ns < 0:
         raise FrameError("made before 1970", "future")

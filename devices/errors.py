@@ -109,6 +109,10 @@ class FrameError(ForebayError):
         self.reason = reason
 
 
+class NotForUs(FrameError):
+    """A frame on which another ingester, or this one later, may say better: it gets no answer."""
+
+
 class StoreError(ForebayError):
     """The edge's store cannot be used."""
 

@@ -5,7 +5,10 @@ A frame is in one of these states, and `Outbox` is the only judge of which:
   held       above its lane's send limit: never published, may be merged or dropped by edge/retention.py
   due        at or below the limit, not on its way: published as soon as link and budget allow
   published  sent, waiting for its receipt; due again after `receipt_timeout`, doubling to 5 min, with jitter
-  slow       sent five times while others were receipted: out of the window, so that it holds up nothing
+  quiet      sent twice since the last receipt of all: nobody stores now, and the broker has it. One of each lane
+             at a time goes on asking, and all follow when there is a receipt, or another link
+  slow       sent five times while others were receipted: out of the window, so that it holds up nothing; due
+             again after an hour at most
   leaving    receipted, merged or dropped: gone with the next commit, and no longer anybody's choice
 
 The send limit of a lane is raised in a commit and published from only after it, so no frame that the cloud
@@ -17,7 +20,7 @@ backlog grows and shrinks with the time that receipts take (edge/pace.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +33,12 @@ log = logging.getLogger("forebay.uplink")
 
 SENDS_BEFORE_SLOW = 5
 RECEIPT_TIMEOUT_MAX_S = 300.0
+SLOW_TIMEOUT_MAX_S = 3600.0
+TRIES_BEFORE_QUIET = 2
+"""A second, since a broker may have forgotten the first without a word; more of them only fill its queue and the
+month's budget: at a sink away for half a day each frame was sent 145 times."""
+QUIET_ENDS_S = 60.0
+"""After a receipt those that were quiet are left so much longer alone: the broker gives what it has to the cloud."""
 GIVEN_UP_MAX = 1000
 """Frames remembered whose receipt may still come: what they hold is `unconfirmed` until then."""
 PACED = (Lane.BACKFILL, Lane.RAW)
@@ -78,6 +87,7 @@ class Outbox:
         """By series: the samples that the frames are answerable for, those of leaving ones included."""
         self.size_bytes = 0
         self.receipts = 0
+        self._any_quiet = False
         for row in rows:
             self._insert(row)
 
@@ -139,6 +149,11 @@ class Outbox:
         flight = lane.below.get(seq)
         if flight and flight.tries:
             lane.pace.answered(flight.row.size_bytes, flight.sent_at_s, now_s)
+        if self._any_quiet:
+            for quiet in self._below():
+                if self._is_quiet(quiet):
+                    quiet.due_at_s = max(quiet.due_at_s, now_s + QUIET_ENDS_S)
+            self._any_quiet = False
         self.receipts += 1
         return self.leave(seq)
 
@@ -247,27 +262,51 @@ class Outbox:
 
     def due(self, now_s: float) -> list[Flight]:
         """What may be published now: lane by lane, oldest first."""
-        return [f for lane in self._lanes.values() for f in lane.below.values() if f.due_at_s <= now_s]
+        return [flight for flight in self._asking() if flight.due_at_s <= now_s]
 
     def next_due_s(self) -> float:
         """The loop time at which the next frame is due; infinity when none is below a limit."""
-        return min((f.due_at_s for lane in self._lanes.values() for f in lane.below.values()), default=float("inf"))
+        return min((flight.due_at_s for flight in self._asking()), default=float("inf"))
+
+    def _below(self) -> Iterator[Flight]:
+        return (flight for lane in self._lanes.values() for flight in lane.below.values())
+
+    def _is_quiet(self, flight: Flight) -> bool:
+        return flight.tries >= TRIES_BEFORE_QUIET and flight.receipts_seen == self.receipts
+
+    def _asking(self) -> Iterator[Flight]:
+        """All that may be published, but the quiet ones: of those one of each lane."""
+        for lane in self._lanes.values():
+            quiet = []
+            for flight in lane.below.values():
+                if self._is_quiet(flight):
+                    quiet.append(flight)
+                else:
+                    yield flight
+            if quiet:
+                yield min(quiet, key=lambda flight: (flight.due_at_s, flight.tries))
 
     def published(self, flight: Flight, now_s: float, timeout_s: float, jitter: float) -> None:
-        pace = self._lanes[flight.row.lane].pace
+        lane = self._lanes[flight.row.lane]
+        pace, asks = lane.pace, self._is_quiet(flight)
         if not flight.tries:
             flight.sent_at_s = now_s
         else:
             pace.late(flight.sent_at_s, now_s)
         flight.sends += 1
         flight.tries += 1
-        wait_s = min(pace.timeout_s(timeout_s) * 2 ** min(flight.tries - 1, 30), RECEIPT_TIMEOUT_MAX_S)
+        most_s = SLOW_TIMEOUT_MAX_S if flight.slow else RECEIPT_TIMEOUT_MAX_S
+        wait_s = min(pace.timeout_s(timeout_s) * 2 ** min(flight.tries - 1, 30), most_s)
         flight.due_at_s = now_s + wait_s * (0.75 + 0.5 * jitter)
         others_got_through = self.receipts > flight.receipts_seen
         flight.receipts_seen = self.receipts
+        self._any_quiet |= self._is_quiet(flight)
+        if asks:  # it may be what nobody takes: next time another one asks
+            for other in lane.below.values():
+                other.due_at_s = max(other.due_at_s, flight.due_at_s if self._is_quiet(other) else 0.0)
         if flight.sends > SENDS_BEFORE_SLOW and others_got_through and not flight.slow:
             flight.slow = True
-            self._lanes[flight.row.lane].window_bytes -= flight.row.size_bytes
+            lane.window_bytes -= flight.row.size_bytes
             log.warning("frame %d has no receipt after %d sends: moved to the slow lane", flight.row.seq, flight.sends)
 
     def not_sent(self, seq: int) -> None:

@@ -78,7 +78,7 @@ class Reporter:
             if beats:
                 self._heartbeat_due_ns = now_ns + self._heartbeat_gap_ns
                 self._heartbeat_gap_ns = min(self._heartbeat_gap_ns * 2, self._heartbeat_ns)
-                frames.append(self._sealer.state(self._heartbeat(now_ns), now_ns))
+                frames += self._sealer.heartbeat(self._heartbeat(now_ns), now_ns)
         if final or (now_ns >= self._ledger_due_ns and not self._outbox.has_held("ledger")):
             self._ledger_due_ns = now_ns + self._ledger_ns
             frames += self._ledger(now_ns, final)
@@ -95,7 +95,7 @@ class Reporter:
         if ledger.accounts == self._accounts and not final:
             return []
         self._accounts = ledger.accounts
-        return [self._sealer.ledger(ledger, now_ns)]
+        return list(self._sealer.ledger(ledger, now_ns))
 
     def _has_grown(self, now_ns: int) -> bool:
         """New series are told soon, but together: after a start they come one after the other."""
@@ -110,7 +110,7 @@ class Reporter:
         if digest == self._inventory_digest:
             return []
         self._inventory_digest = digest
-        return [self._sealer.state(inventory, now_ns)]
+        return list(self._sealer.inventory(inventory, now_ns))
 
     def _heartbeat(self, now_ns: int) -> Heartbeat:
         usage = self._usage()

@@ -34,11 +34,13 @@ telegraf() {
         -tags custom,inputs.mqtt_consumer,aggregators.basicstats,outputs.influxdb_v2,outputs.influxdb,parsers.influx,parsers.json
 }
 
+instead='put an influxd on PATH, or use 1.8, or one that runs elsewhere'
+
 check_for_influxdb2() {
     minor=$(go version | sed -n 's/.* go1\.\([0-9]*\).*/\1/p')
-    [ "${minor:-0}" -ge 22 ] || stop "InfluxDB 2.7 needs Go 1.22 or newer, and $(go version) is here"
-    command -v cargo >/dev/null || stop "InfluxDB 2.7 needs Rust (cargo), which is not here"
-    command -v cc >/dev/null || stop "InfluxDB 2.7 needs a C compiler (cc), which is not here"
+    [ "${minor:-0}" -ge 22 ] || stop "InfluxDB 2.7 is built with Go 1.22 or newer, and $(go version) is here; $instead"
+    command -v cargo >/dev/null || stop "InfluxDB 2.7 is built with Rust (cargo) too, which is not here; $instead"
+    command -v cc >/dev/null || stop "InfluxDB 2.7 is built with a C compiler (cc) too, which is not here; $instead"
 }
 
 # InfluxDB 2 has a part in Rust that cgo finds through a pkg-config of its own.

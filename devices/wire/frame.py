@@ -29,7 +29,7 @@ import msgspec
 import zstandard
 from google.protobuf.message import DecodeError as ProtobufError
 
-from devices.errors import FrameError
+from devices.errors import FrameError, NotForUs
 from devices.model import Lane
 from devices.wire import telemetry_pb2 as pb
 from devices.wire.bodies import (
@@ -123,7 +123,8 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(payload: bytes, limits: FrameLimits) -> Frame:
-    """The frame of a payload, checked in every part; FrameError for anything that is not right."""
+    """The frame of a payload, checked in every part; FrameError for anything that is not right, and NotForUs where a
+    later program may read it."""
     if len(payload) > limits.frame_bytes:
         raise FrameError(f"frame of {len(payload)} bytes; at most {limits.frame_bytes}", "oversize")
     try:
@@ -140,6 +141,10 @@ def decode(payload: bytes, limits: FrameLimits) -> Frame:
 
 
 def _unpack_header(message: pb.Frame) -> Header:
+    if message.version > VERSION:
+        raise NotForUs(
+            f"frame of version {message.version}; this program reads {VERSION}: it is to be upgraded", "version"
+        )
     if message.version != VERSION:
         raise FrameError(f"frame of version {message.version}; this program reads {VERSION}", "version")
     if not legal_gateway(message.gateway):

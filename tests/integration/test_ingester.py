@@ -117,12 +117,14 @@ def summaries(n: int, first: int = 0) -> SummaryBody:
 class Ingest:
     """One ingester process and its configuration."""
 
-    def __init__(self, folder: Path, spawn: Spawn, broker: Broker, sink: str, port: int, more: str = "") -> None:
+    def __init__(
+        self, folder: Path, spawn: Spawn, broker: Broker, sink: str, port: int, more: str, limits: str
+    ) -> None:
         folder.mkdir(exist_ok=True)
         path = folder / "ingest.toml"
         path.write_text(
             f'[broker]\nurl = "{broker.url}"\n{more}\n[sink]\n{sink}\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
-            '[limits]\nretry_most = "100 ms"\n'
+            f'[limits]\nretry_most = "100 ms"\n{limits}\n'
         )
         self.address = f"http://127.0.0.1:{port}"
         self.process = spawn([program("forebay-cloud"), "run", str(path)])
@@ -149,8 +151,8 @@ class Ingest:
 def ingest(tmp_path: Path, spawn: Spawn, free_port: Callable[[], int]) -> Callable[..., Ingest]:
     made: list[Ingest] = []
 
-    def make(broker: Broker, sink: str, more: str = "") -> Ingest:
-        made.append(Ingest(tmp_path / f"ingest-{len(made)}", spawn, broker, sink, free_port(), more))
+    def make(broker: Broker, sink: str, more: str = "", limits: str = "") -> Ingest:
+        made.append(Ingest(tmp_path / f"ingest-{len(made)}", spawn, broker, sink, free_port(), more, limits))
         return made[-1]
 
     return make
@@ -186,6 +188,8 @@ def test_frames_become_points_and_each_gets_its_receipt(
             ]
             for data in sent:
                 assert await edge.receipt(data) == Receipt()
+            # The first and the last are one frame, and so one receipt to the eye.
+            await until(lambda: ingester.metric("forebay_ingest_stored_lines_total") == 1002)
 
     asyncio.run(story())
     rows = influxdb.query("SELECT * FROM temperature")
@@ -210,7 +214,6 @@ def test_frames_become_points_and_each_gets_its_receipt(
     assert (told["detector"], told["state"], told["reason"], told["low"]) == ("zscore", "open", "too hot", 1)
     (gateway,) = influxdb.query("SELECT * FROM gateway")
     assert gateway["store_bytes"] == 5
-    assert ingester.metric("forebay_ingest_stored_lines_total") == 1002
     assert ingester.metric('forebay_ingest_lag_seconds_count{leaf="data"}') == 2
 
 
@@ -343,6 +346,36 @@ def test_two_ingesters_share_the_frames_and_one_may_be_killed(
         assert database.execute("SELECT count(*) FROM points").fetchone() == (300,)
 
 
+def test_an_ingester_whose_sink_fails_leaves_its_group_to_others_and_comes_back(
+    mosquitto: Mosquitto, influxdb_servers: Any, ingest: Callable[..., Ingest], tmp_path: Path
+) -> None:
+    """The broker would go on to give it every second frame."""
+    broker, server = mosquitto(), influxdb_servers("1.8")
+    server.create_database("left")
+    failing = ingest(broker, sink_of(server, tmp_path), limits='leave_after = "500 ms"')
+
+    async def story() -> None:
+        await failing.ready()
+        edge = Edge(broker)
+        async with edge.running():
+            server.suspend()
+            try:
+                await edge.send("data", frame(summaries(5), 1), 1)
+                await until(lambda: failing.metric("forebay_ingest_connected") == 0)
+                well = ingest(broker, f'url = "sqlite://{tmp_path}/points.db"')
+                await well.ready()
+                for seq in range(2, 22):
+                    assert (
+                        await edge.receipt(await edge.send("data", frame(summaries(5, seq * 5), seq), seq)) == Receipt()
+                    )
+                assert well.metric('forebay_ingest_stored_frames_total{leaf="data"}') == 20
+            finally:
+                server.resume()
+            await failing.ready()
+
+    asyncio.run(story())
+
+
 def test_sigterm_finishes_what_has_come_and_ends_with_0(
     mosquitto: Mosquitto, ingest: Callable[..., Ingest], tmp_path: Path
 ) -> None:
@@ -357,13 +390,9 @@ def test_sigterm_finishes_what_has_come_and_ends_with_0(
             await edge.receipt(sent[0])
             ingester.process.send(signal.SIGTERM)
             assert await asyncio.to_thread(ingester.process.wait, 10.0) == 0
-        with closing(sqlite3.connect(tmp_path / "points.db")) as database:
-            (stored,) = database.execute("SELECT count(*) FROM points").fetchone()
-        for _ in range(200):  # the last receipts are with the broker
-            if stored == 500 * len(edge.receipts):
-                break
-            await asyncio.sleep(0.05)
-        assert stored == 500 * len(edge.receipts)
+            with closing(sqlite3.connect(tmp_path / "points.db")) as database:
+                (stored,) = database.execute("SELECT count(*) FROM points").fetchone()
+            await until(lambda: len(edge.receipts) * 500 == stored)  # the last are with the broker
 
     asyncio.run(story())
     logged = [json.loads(line) for line in ingester.process.output().splitlines()]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.batch import Batch
+from cloud.batch import DETAILS_BYTES, Batch, Piece
 from cloud.lines import NO_SERIES, Lines
 from devices.wire.receipt import Rejected
 
@@ -69,7 +69,15 @@ def test_a_line_without_a_series_counts_for_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expired"), [("points beyond retention policy", True), ("field type conflict", False)]
+    ("said", "expired"),
+    [
+        ("partial write: points beyond retention policy dropped=1", True),
+        ("partial write: dropped 1 points outside retention policy of duration 1h0m0s", True),
+        ("field type conflict", False),
+        ('input field "mean" on measurement "water_retention" is type float', False),
+        (r'input field "mean" on measurement "a\"b beyond retention policy" is type float', False),
+        ('input field "mean" on measurement "beyond retention policy which is cut', False),
+    ],
 )
 def test_only_what_is_older_than_a_line_beyond_the_retention_is_expired(said: str, expired: bool) -> None:
     batch = batch_of(lines_of(1, 2, 3, 4))
@@ -86,3 +94,15 @@ def test_a_long_sentence_of_the_sink_is_cut() -> None:
     ((body, first),) = batch.bodies(100)
     batch.reject(batch.newest_first(body, first), "x" * 5000)
     assert len(batch.rejected(0)[0].detail) == 200
+
+
+def test_a_receipt_for_very_many_series_says_why_for_the_first_of_them() -> None:
+    batch = batch_of(lines_of(*range(1000)))
+    ((body, first),) = batch.bodies(1 << 20)
+    piece = batch.newest_first(body, first)
+    for at in range(1000):
+        batch.reject(Piece(piece.lines[at : at + 1], piece.numbers[at : at + 1]), "x" * 100)
+    rejected = batch.rejected(0)
+    assert [one.series for one in rejected] == list(range(999, -1, -1))
+    assert [one.detail for one in rejected[:40]] == ["x" * 100] * 40
+    assert sum(len(one.detail) for one in rejected) <= DETAILS_BYTES

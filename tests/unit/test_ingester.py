@@ -12,11 +12,13 @@ import pytest
 
 import cloud.ingester
 from cloud.config import Limits
-from cloud.ingester import Ingester, backoff_s
+from cloud.ingester import Ingester
 from cloud.metrics import IngestMetrics
+from cloud.patience import PATIENCE, backoff_s
 from devices.errors import BadLines, BatchTooLarge, LinkLost, SinkBusy, SinkRefused
 from devices.model import CHANGE_DTYPE, Alarm, Lane
 from devices.quantities import Duration, Size
+from devices.wire import telemetry_pb2 as pb
 from devices.wire.frame import AlarmBody, BodyKind, ChangeBody, Frame, Header, Heartbeat, WireSeries, encode
 from devices.wire.receipt import Receipt, Rejected, decode_receipt
 from devices.wire.receive import Inbound
@@ -85,9 +87,9 @@ class FakeSink:
 class Stand:
     """An ingester whose link and sink are fakes."""
 
-    def __init__(self, sink: FakeSink, limits: Limits = QUICK) -> None:
+    def __init__(self, sink: FakeSink, limits: Limits = QUICK, now_ns: int = NOW) -> None:
         self.link, self.sink, self.metrics = FakeLink(), sink, IngestMetrics()
-        self.ingester = Ingester(sink, limits, self.metrics, lambda: NOW, lambda: 0.5)
+        self.ingester = Ingester(sink, limits, self.metrics, lambda: now_ns, lambda: 0.5)
         self.ingester.link = self.link
         self._ids = iter(range(1, 1000))
 
@@ -238,7 +240,7 @@ def test_a_failing_sink_is_asked_again_and_meanwhile_nothing_is_read(failure: Ex
         stand.receive(message(changes(NOW)))
         await until(lambda: bool(stand.link.receipts))
         assert [event[0] for event in stand.link.events] == ["pause", "resume", "receipt", "puback"]
-        assert stand.ingester.trouble == ""
+        assert stand.ingester.sink.trouble == ""
 
     run(stand, story)
     assert len(stand.sink.bodies) == 4
@@ -347,6 +349,107 @@ def test_a_sink_that_fails_while_bad_lines_are_sought_makes_no_line_bad() -> Non
     assert len(stand.sink.stored) == 8
 
 
+def test_a_gateway_whose_lines_are_refused_holds_up_nobody_else() -> None:
+    """Each of its lines takes some writes to find; the others' do not wait for them, nor do PUBACKs."""
+    many = asyncio.Event()
+
+    async def answer(body: bytes) -> None:
+        if b"gateway=bad" in body:
+            if body.count(b"\n") == 1:
+                await many.wait()
+            raise BadLines("conflict")
+
+    stand = Stand(FakeSink(answer))
+    bad = message(changes(*range(1, 20)), gateway="bad", under="bad")
+    good = [message(changes(NOW + n), n) for n in range(1, 4)]
+
+    async def story() -> None:
+        stand.receive(bad, good[0])
+        await until(lambda: len(stand.link.receipts) == 1)
+        stand.receive(bad, good[1])
+        alarms = AlarmBody([*alarm(1).alarms, *alarm(2).alarms])
+        stand.receive(message(alarms, leaf="alarm", gateway="bad", under="bad"), good[2])
+        await until(lambda: len(stand.link.receipts) == 3)
+        await until(lambda: stand.link.acknowledged == [1, 2, 3, 4, 5, 6])
+        assert [data for _, data, _ in stand.link.told("receipt")] == [data for _, _, data in good]
+        many.set()
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert [sum(one.count for one in receipt.rejected) for receipt in stand.link.receipts[3:]] == [19, 19, 2]
+
+
+def test_more_of_a_suspect_than_its_queue_takes_gets_no_answer_and_comes_again() -> None:
+    never = asyncio.Event()
+
+    async def answer(body: bytes) -> None:
+        if b"gateway=bad" in body:
+            if body.count(b"\n") == 1:
+                await never.wait()
+            raise BadLines("conflict")
+
+    limits = Limits(retry_most=Duration.parse("1 ms"), queue_size=Size.parse("1 MiB"))
+    stand = Stand(FakeSink(answer), limits)
+    bad = message(changes(*np.random.default_rng(1).integers(1, NOW, 2000)), gateway="bad", under="bad")
+    frames = int(limits.queue_size) // len(bad[1])
+
+    async def story() -> None:
+        stand.receive(bad)
+        await until(lambda: len(stand.sink.bodies) > 1)
+        for _ in range(frames):
+            stand.receive(bad)
+        stand.receive(message(changes(NOW)))
+        await until(lambda: len(stand.link.receipts) == 1)
+
+    run(stand, story)
+    ignored = stand.count("ignored_messages_total", reason="suspect")
+    assert 0.7 * frames < ignored < 0.8 * frames
+    assert len(stand.link.acknowledged) == frames + 2
+
+
+def test_lines_that_a_living_sink_never_answers_for_hold_up_nobody_else() -> None:
+    """A damaged shard: 500 for one series, for ever, and in whatever batch it is."""
+    asked = 0
+
+    async def answer(body: bytes) -> None:
+        nonlocal asked
+        if b"gateway=bad" in body:
+            asked += 1
+            raise SinkBusy("500")
+
+    stand = Stand(FakeSink(answer))
+    bad = message(changes(1), gateway="bad", under="bad")
+    good = [message(changes(NOW + n), n) for n in range(1, 4)]
+
+    async def story() -> None:
+        stand.receive(bad, good[0])
+        await until(lambda: len(stand.link.receipts) == 1)
+        stand.receive(bad, good[1], bad, good[2])
+        await until(lambda: len(stand.link.receipts) == 3)
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert stand.count("ignored_messages_total", reason="busy") == 3
+    assert stand.link.acknowledged == [1, 2, 3, 4, 5, 6]
+    assert asked <= 8 * PATIENCE
+
+
+def test_a_frame_of_a_newer_version_gets_no_answer() -> None:
+    stand = Stand(FakeSink())
+    name, payload, _ = message(changes(NOW))
+    newer = pb.Frame.FromString(payload)
+    newer.version += 1
+    payload = newer.SerializeToString()
+
+    async def story() -> None:
+        stand.receive((name, payload, correlation(7, 1, payload)))
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert stand.link.receipts == []
+    assert stand.count("ignored_messages_total", reason="version") == 1
+
+
 def poison() -> list[tuple[tuple[str, bytes, bytes | None], str]]:
     name, good, _ = message(changes(NOW))
     return [
@@ -373,6 +476,19 @@ def test_a_poisonous_frame_is_refused_with_its_reason_and_acknowledged_and_the_o
     assert {data for _, data, receipt in stand.link.told("receipt") if receipt.refused} == {bad[2]}
     assert stand.link.acknowledged == [1, 2, 3]
     assert len(stand.sink.stored) == 2
+
+
+def test_a_frame_from_the_future_gets_no_answer_since_the_wrong_clock_may_be_ours() -> None:
+    stand = Stand(FakeSink(), now_ns=NOW - 3 * 86_400 * 10**9)
+
+    async def story() -> None:
+        stand.receive(message(changes(NOW), 1))
+        await stand.ingester.drain()
+
+    run(stand, story)
+    assert stand.link.receipts == []
+    assert stand.link.acknowledged == [1]
+    assert stand.count("ignored_messages_total", reason="clock") == 1
 
 
 def test_a_frame_that_finds_a_fault_of_ours_is_refused_and_the_next_one_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,3 +625,4 @@ def test_waits_grow_to_their_limit_with_full_jitter_and_heed_the_sinks_own_wish(
     assert [backoff_s(n, 30.0, None, 1.0) for n in (1, 2, 3, 10, 10_000)] == [0.5, 1.0, 2.0, 30.0, 30.0]
     assert backoff_s(5, 30.0, None, 0.0) == 0.0
     assert backoff_s(1, 30.0, 7.0, 0.5) == 7.25
+    assert backoff_s(1, 30.0, 3600.0, 0.0) == 30.0

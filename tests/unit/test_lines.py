@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cloud.lines import NO_SERIES, KnownKeys, Lines, encode
 from cloud.sinks.parsing import Point, parse_key, parse_line
+from devices.errors import FrameError
 from devices.model import CHANGE_DTYPE, SUMMARY_DTYPE, Alarm, Kind, Lane, SampleBatch
 from devices.wire.frame import (
     Account,
@@ -322,3 +323,15 @@ def test_what_is_remembered_of_long_names_is_bounded_by_their_size() -> None:
     again = table(1)
     assert known.of("g", again, "") is known.of("g", again, "")
     assert known.of("g", again, "_raw") == [key.replace(b"q,", b"q_raw,") for key in known.of("g", again, "")]
+
+
+def test_a_small_frame_never_becomes_lines_that_fill_the_memory() -> None:
+    """One long name, named again and again, is small on the wire."""
+    long = "\x01" * 256
+    rows = np.zeros(1 << 16, CHANGE_DTYPE)
+    rows["time_ns"] = T + np.arange(len(rows))
+    with pytest.raises(FrameError, match="65536 lines whose names take") as refused:
+        lines_of(ChangeBody(rows), [WireSeries(long, long, long, long)])
+    assert refused.value.reason == "oversize"
+    assert len(lines_of(ChangeBody(rows[:4096]), [WireSeries(long, long, long, long)])) == 4096
+    assert len(lines_of(ChangeBody(rows))) == len(rows)

@@ -200,6 +200,23 @@ def test_no_frame_is_slow_while_nothing_is_receipted() -> None:
     assert outbox.slow() == []
 
 
+def test_while_nothing_is_receipted_one_frame_of_each_lane_goes_on_asking() -> None:
+    """What the broker has twice need not fill its queue."""
+    outbox = Outbox([], {}, WINDOW)
+    commit(outbox, row(1), row(2), row(3), row(4, lane=Lane.ALARM), row(5, lane=Lane.ALARM))
+    sent: list[int] = []
+    now_s = 0.0
+    while now_s < 3600:
+        sent += publish(outbox, now_s)
+        now_s = outbox.next_due_s()
+    times = [sent.count(seq) for seq in (1, 2, 3)]
+    assert sum(times) < 30, "all of them would be 48"
+    assert max(times) - min(times) <= 1, "each in turn, since one may be what nobody takes"
+    outbox.receipted(1, now_s)
+    assert due(outbox, now_s + 59) == []
+    assert set(due(outbox, now_s + 301)) == {2, 3, 4, 5}
+
+
 def test_after_a_lost_link_everything_unreceipted_is_due_again() -> None:
     outbox = Outbox([], {}, WINDOW)
     commit(outbox, row(1), row(2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cloud.validate import admit
-from devices.errors import FrameError
+from devices.errors import FrameError, NotForUs
 from devices.model import CHANGE_DTYPE, SUMMARY_DTYPE, Alarm, Lane, SampleBatch
 from devices.wire.frame import (
     AlarmBody,
@@ -76,6 +76,22 @@ def test_alarms_at_absurd_times_are_rejected() -> None:
     assert rejected == {(0, "future"): 1, (0, "sink"): 1}
 
 
+def test_whose_clock_is_wrong_is_not_for_the_ingester_to_say() -> None:
+    """Were it its own, a refusal would make each edge give up what is good."""
+    of_tomorrow = Ledger(NOW + 2 * HOUR, [])
+    with pytest.raises(NotForUs, match="its gateway's clock is wrong, or ours"):
+        admit(frame(of_tomorrow, created_ns=NOW + 2 * HOUR), "g1", now_ns=NOW, max_ahead_ns=HOUR)
+
+
+def test_rows_are_as_far_ahead_as_they_are_of_the_later_clock() -> None:
+    rows = np.zeros(2, CHANGE_DTYPE)
+    rows["time_ns"] = NOW + HOUR, NOW + 2 * HOUR
+    made = frame(ChangeBody(rows), created_ns=NOW + HOUR // 2)
+    assert [one.count for one in admit(made, "g1", now_ns=NOW, max_ahead_ns=HOUR).rejected] == [1]
+    made = frame(ChangeBody(rows), created_ns=NOW + HOUR)
+    assert admit(made, "g1", now_ns=NOW, max_ahead_ns=HOUR).rejected == []
+
+
 @pytest.mark.parametrize("quantity", ["alarm", "ledger", "gateway", "channel", "temperature_raw"])
 def test_a_series_that_would_lie_among_forebays_own_points_is_rejected(quantity: str) -> None:
     rows = np.zeros(3, CHANGE_DTYPE)
@@ -98,7 +114,7 @@ def test_a_frame_with_one_time_is_refused_whole_when_that_is_absurd(time_ns: int
     for refused in (
         frame(Ledger(time_ns, [])),
         frame(Heartbeat(time_ns, "", "")),
-        frame(Inventory("", "", []), created_ns=time_ns),
+        frame(Inventory("", "", []), created_ns=-1),
     ):
         with pytest.raises(FrameError) as error:
             admit(refused, "g1", now_ns=NOW, max_ahead_ns=HOUR)
