@@ -36,7 +36,7 @@ from edge.config import EdgeConfig, SourceConfig
 from edge.intake import Drained, Intake, IntakeLimits, Source
 from edge.operators import Operators
 from edge.registry import Registry
-from edge.seal import Sealer
+from edge.seal import PACKET_OVERHEAD_BYTES, Sealer
 
 SAMPLES_SHOWN = 8
 SERIES_SHOWN = 20
@@ -44,8 +44,6 @@ CHANNELS_SHOWN = 5
 DRAIN_SAMPLES = 4096
 LATER_NS = 86_400 * SECOND_NS
 """Added to the clock, so that every window closes."""
-PACKET_OVERHEAD_BYTES = 1024
-"""Topic, properties and header of a frame's MQTT packet, rounded up."""
 
 
 async def check(config: EdgeConfig, path: Path, listen_s: float, now_ns: Callable[[], int] = time.time_ns) -> Findings:

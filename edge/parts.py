@@ -33,7 +33,7 @@ from edge.recovery import Recovered
 from edge.registry import Registry
 from edge.report import Reporter
 from edge.retention import Keep
-from edge.seal import Sealer, will
+from edge.seal import PACKET_OVERHEAD_BYTES, Sealer, will
 from edge.uplink import Uplink
 
 
@@ -70,8 +70,9 @@ class Parts:
         """Kept where a configuration has no limit: another may have one again."""
         clock.resume(operators.last_tick_ns)
         self.registry = Registry(operators, config.limits.series)
-        self.sealer = Sealer(config.gateway, file.epoch, file.next_seq(), operators.specs)
+        self.sealer = Sealer(config.gateway, file.epoch, file.next_seq(), operators.specs, self._frame_bytes)
         told = config.uplink
+        self._most_bytes = int(told.frame_bytes)
         self.uplink = Uplink(
             config.gateway,
             file.epoch,
@@ -129,12 +130,19 @@ class Parts:
         """To a configuration that is not the first."""
         told = config.uplink
         self.registry.max_series = config.limits.series
+        self._most_bytes = int(told.frame_bytes)
         self.uplink.adjust(
             window_bytes=told.window_bytes,
             receipt_timeout_s=told.receipt_timeout.s,
             max_rate_bytes_per_s=told.max_rate or 0,
             month=self._month_of(config),
         )
+
+    def _frame_bytes(self) -> int:
+        """The largest frame: what the configuration says, or less where the broker takes less."""
+        link = self.uplink.link
+        broker_bytes = link.broker_max_packet_bytes - PACKET_OVERHEAD_BYTES if link is not None else self._most_bytes
+        return min(self._most_bytes, broker_bytes)
 
     def _month_of(self, config: EdgeConfig) -> MonthBudget | None:
         told = config.uplink

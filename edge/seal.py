@@ -42,6 +42,8 @@ SERIES_MAX = 2048
 """Of one frame: with the longest names 2 MB unpacked, half of what an ingester takes."""
 
 FRAME_BYTES = 256 << 10
+PACKET_OVERHEAD_BYTES = 1024
+"""What a packet has beside its frame, at most: header, topic, properties."""
 
 Sealed: TypeAlias = tuple[OutboxRow, bytes]
 Content: TypeAlias = tuple[list[WireSeries], BodyKind, Custody]
@@ -53,11 +55,18 @@ Rows: TypeAlias = Any
 class Sealer:
     """Makes frames for one gateway and epoch, numbered in one sequence."""
 
-    def __init__(self, gateway: str, epoch: int, next_seq: int, specs: list[SeriesSpec]) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        epoch: int,
+        next_seq: int,
+        specs: list[SeriesSpec],
+        frame_bytes: Callable[[], int] = lambda: FRAME_BYTES,
+    ) -> None:
+        """`frame_bytes`: no frame of more than one row is larger; brokers and ingesters throw larger ones away."""
         self._gateway = gateway
         self.epoch = epoch
-        self.frame_bytes = FRAME_BYTES
-        """No frame of more than one row is larger: brokers and ingesters throw larger ones away."""
+        self._frame_bytes = frame_bytes
         self._next_seq = next_seq
         self._specs = specs
         self._wire: dict[int, tuple[SeriesSpec, WireSeries]] = {}
@@ -136,7 +145,7 @@ class Sealer:
         """All rows: in one frame, or halved until each frame is of a size that passes."""
         table, body, custody = content_of(rows)
         frame = encode(Frame(Header(self._gateway, self.epoch, self._next_seq, lane, now_ns), table, body))
-        if len(rows) > 1 and (len(frame) > self.frame_bytes or len(table) > SERIES_MAX):
+        if len(rows) > 1 and (len(frame) > self._frame_bytes() or len(table) > SERIES_MAX):
             middle = len(rows) // 2
             yield from self._rows(rows[:middle], lane, leaf, now_ns, content_of)
             yield from self._rows(rows[middle:], lane, leaf, now_ns, content_of)

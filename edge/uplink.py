@@ -90,6 +90,9 @@ class Link(Protocol):
     @property
     def bytes_out(self) -> int: ...
 
+    @property
+    def broker_max_packet_bytes(self) -> int: ...
+
     def publish(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> int | None: ...
 
 

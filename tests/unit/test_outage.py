@@ -81,6 +81,7 @@ class Cloud:
     def __init__(self) -> None:
         self.connected = False
         self.bytes_in = self.bytes_out = 0
+        self.broker_max_packet_bytes = 1 << 28
         self.uplink: Uplink
         self.spans: list[tuple[float, int]] = []
         """(when they came, ns)."""

@@ -87,6 +87,7 @@ class Loopback:
     def __init__(self) -> None:
         self.connected = False
         self.bytes_in = self.bytes_out = 0
+        self.broker_max_packet_bytes = 1 << 28
         self.silent = False
         """No receipts."""
         self.uplink: Uplink

@@ -22,9 +22,7 @@ SPECS = [SeriesSpec(name, "c", "temperature", "Cel") for name in NAMES]
 
 
 def sealer(frame_bytes: int = SMALL) -> Sealer:
-    made = Sealer("g1", 7, 1, list(SPECS))
-    made.frame_bytes = frame_bytes
-    return made
+    return Sealer("g1", 7, 1, list(SPECS), lambda: frame_bytes)
 
 
 def decoded(sealed: Iterable[Sealed], most_bytes: int = SMALL) -> list[Frame]:

@@ -30,6 +30,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.connected = True
         self.bytes_in = self.bytes_out = 0
+        self.broker_max_packet_bytes = 1 << 28
         self.published: list[tuple[str, bytes, bytes | None]] = []
 
     def publish(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> int | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices.errors import ForebayError, LinkLost, Unreachable
 from devices.wire.receive import Inbound
-from devices.wire.session import SessionOptions
+from devices.wire.session import MQTT_MAX_BYTES, SessionOptions
 from tests.world.life import Life
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class SimSession:
         self.connection = 0
         self.error = ""
         self.bytes_in = self.bytes_out = 0
+        self.broker_max_packet_bytes = MQTT_MAX_BYTES
         self.filters: list[str] = []
         self._life = life
         self._broker = broker
