@@ -86,6 +86,7 @@ def _run(config: EdgeConfig, reloads: Reloads) -> int:
     recovered = recover(Path(config.store.path), config.store.max_size, history)
     with ThreadPoolExecutor(1, "store") as executor:
         try:
+            recovered.store.belong_to(config.gateway)
             return asyncio.run(_serve(config, recovered, history, executor, reloads))
         finally:
             executor.submit(recovered.store.close).result()

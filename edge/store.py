@@ -6,7 +6,7 @@
 
 Layout (SQLite, version in `meta`)
 
-  meta        key, value                     schema, epoch, born: when it followed one set aside,
+  meta        key, value                     schema, epoch, gateway, born: when it followed one set aside,
                                              salvage: the names of those that nothing was taken over from yet
                                              (edge/salvage.py), journal_floor, month: the uplink's budget,
                                              wear: what was written to the disk (edge/wear.py),
@@ -64,7 +64,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from devices.errors import StoreCorrupt, StoreError, StoreFull
+from devices.errors import ConfigError, StoreCorrupt, StoreError, StoreFull
 from devices.model import Lane, SeriesSpec
 from edge import snapshot, storefile
 from edge.contents import Contents
@@ -290,6 +290,20 @@ class Store(Contents):
         self._db.executemany("INSERT INTO snapshot VALUES (?, ?, ?, ?)", rows)
 
     # -- notes ---------------------------------------------------------------------------------------
+
+    def belong_to(self, gateway: str) -> None:
+        """Note whose store it is. ConfigError: another gateway's frames wait in it, and bear its name."""
+        owner = self._meta("gateway").decode()
+        if owner == gateway:
+            return
+        waiting = len(self.outbox()) if owner else 0
+        if waiting:
+            raise ConfigError(
+                f"{waiting} frames of gateway {owner!r} wait in {self.path}, and nobody would take them from {gateway!r}: "
+                f'write gateway = "{owner}" until they are sent (`forebay-edge status` shows them), or name another '
+                "[store] path"
+            )
+        self._set_meta("gateway", gateway.encode())
 
     def subscribed(self, session_name: str, filters: list[str]) -> list[str]:
         """Note what a broker's session is about to be asked for; which other filters it may have from earlier

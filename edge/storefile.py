@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import glob
 import logging
+import contextlib
+import errno
 import os
 import secrets
 import sqlite3
@@ -78,8 +80,6 @@ def make_folder(path: Path) -> None:
 def make(path: Path, max_size_bytes: int) -> None:
     """Make a new file, filled to its limit and emptied again, so that it never has to grow. Raises StoreError."""
     new = path.with_name(path.name + ".new")
-    for leftover in (new, _beside(new, "-wal"), _beside(new, "-shm"), _beside(new, "-journal")):
-        leftover.unlink(missing_ok=True)
     # Looked for, not told: a crash may come between setting aside and this.
     aside = _all_aside(path)
     to_salvage = [each for each in aside if not _beside(each, SALVAGED).exists()]
@@ -90,6 +90,8 @@ def make(path: Path, max_size_bytes: int) -> None:
         "salvage": packed_names(to_salvage),
     }
     try:
+        for leftover in (new, _beside(new, "-wal"), _beside(new, "-shm"), _beside(new, "-journal")):
+            leftover.unlink(missing_ok=True)
         _fill(new, max_size_bytes - _wal_share(max_size_bytes), meta)
         with open(new, "rb") as made:
             os.fsync(made.fileno())
@@ -98,8 +100,13 @@ def make(path: Path, max_size_bytes: int) -> None:
         os.fsync(folder)
         os.close(folder)
     except (sqlite3.Error, OSError) as error:
-        new.unlink(missing_ok=True)
-        if not os.access(path.parent, os.W_OK):
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        if getattr(error, "errno", 0) == errno.EROFS:
+            what = (
+                f"the file system of {path.parent} is read-only: mount it for writing, and look why it is not (dmesg)"
+            )
+        elif not os.access(path.parent, os.W_OK):
             what = f"this user may not write to {path.parent}: set [store] path to a folder of its own"
         else:
             what = f"{error}: free the space, or set [store] path and max_size to what the disk holds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from devices.errors import StoreError, StoreFull
+from devices.errors import ConfigError, StoreError, StoreFull
 from devices.model import SECOND_NS, Lane, SeriesSpec
 from edge.custody import BIRTH_UNKNOWN_NS, BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
 from edge.retention import Keep, is_needed
@@ -388,3 +389,31 @@ def test_live_frames_above_a_limit_become_backlog(path: Path) -> None:
     store.commit(Commit(to_backfill_above=1))
     assert [row.lane for row in store.outbox()] == [Lane.LIVE, Lane.BACKFILL, Lane.ALARM]
     store.close()
+
+
+def test_the_frames_of_a_gateway_are_not_sent_under_another_name(path: Path) -> None:
+    store = Store.open(path, 8 * MIB)
+    store.belong_to("g1")
+    store.commit(Commit(frames=[frame(store, 1)]))
+    store = reopened(store)
+    store.belong_to("g1")
+    with pytest.raises(ConfigError, match="1 frames of gateway 'g1' wait in .* gateway = \"g1\""):
+        store.belong_to("g2")
+    store.commit(Commit(removed=[1]))
+    store.belong_to("g2")
+    store = reopened(store)
+    store.belong_to("g2")
+    store.close()
+
+
+def test_a_file_system_that_is_read_only_is_an_error_with_a_sentence(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file system could be mounted so here without being root: only the answer of the system is another."""
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(StoreError, match="is read-only: mount it for writing"):
+        Store.open(path, 8 * MIB)
