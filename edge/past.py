@@ -44,7 +44,8 @@ class Past:
         last = 0
         try:
             while blocks := self._store.blocks_around(times_ns, last):
-                for last, data in blocks:
+                last = blocks[-1][0]
+                for _, data in blocks:
                     block = journal.decode(data)
                     here = has_time(block.verdict) & (block.batch.series == series)
                     here[here] = np.isin(block.batch.time_ns[here], times_ns)

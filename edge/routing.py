@@ -154,8 +154,8 @@ class Router:
             return
         self._unknown.add(channel)
         log.warning(
-            "source %s: profile %s has no channel %r, which device %r sends: it is rejected as unknown_channel; to keep "
-            "it, add it to the profile%s",
+            "source %s: profile %s has no channel %r, which device %r sends: it is rejected as unknown_channel; to "
+            "keep it, add it to the profile%s",
             *(self._source, self._profile.id, channel[:_ROOM_CHARACTERS], device[:_ROOM_CHARACTERS]),
             " (no more such channels are named here)" if len(self._unknown) == _UNKNOWN_SAID else "",
         )

@@ -161,8 +161,8 @@ class _World:
         return len(self.specs) - 1
 
 
-def _nothing_before(series: int, lo_ns: int, hi_ns: int) -> tuple[Int64s, Floats]:
-    assert lo_ns <= hi_ns
+def _nothing_before(series: int, times_ns: Int64s) -> tuple[Int64s, Floats]:
+    assert (np.diff(times_ns) >= 0).all()
     return np.empty(0, np.int64), np.empty(0)
 
 

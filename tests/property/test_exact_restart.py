@@ -53,7 +53,7 @@ class Outcome:
         self.raw += list(zip(raw.series.tolist(), raw.time_ns.tolist(), raw.value.tolist(), strict=True))
 
 
-def no_history(series: int, lo_ns: int, hi_ns: int) -> tuple[Any, Any]:
+def no_history(series: int, times_ns: Any) -> tuple[Any, Any]:
     return np.empty(0, np.int64), np.empty(0)
 
 

@@ -23,7 +23,7 @@ class Gateway:
     """A reporter over real parts, with a heartbeat each 60 s and a ledger each 30 s."""
 
     def __init__(self, heartbeat_s: int = 60) -> None:
-        self.operators = Operators(lambda series, lo_ns, hi_ns: (np.empty(0, np.int64), np.empty(0)))
+        self.operators = Operators(lambda series, times_ns: (np.empty(0, np.int64), np.empty(0)))
         self.outbox = Outbox([], {}, 1 << 20)
         sealer = Sealer("g1", 7, 1, self.operators.specs)
         self.reporter = Reporter(

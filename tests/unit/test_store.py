@@ -13,6 +13,8 @@ import pytest
 
 from devices.errors import ConfigError, StoreError, StoreFull
 from devices.model import SECOND_NS, Lane, SeriesSpec
+from edge import contents
+from edge import contents
 from edge.custody import BIRTH_UNKNOWN_NS, BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
 from edge.retention import Keep, is_needed
 from edge.store import DEAD_LETTERS_MAX, Store
