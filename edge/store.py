@@ -299,7 +299,7 @@ class Store(Contents):
         waiting = len(self.outbox()) if owner else 0
         if waiting:
             raise ConfigError(
-                f"{waiting} frames of gateway {owner!r} wait in {self.path}, and nobody would take them from {gateway!r}: "
+                f"{waiting} frames of gateway {owner!r} wait in {self.path}, and nobody takes them from {gateway!r}: "
                 f'write gateway = "{owner}" until they are sent (`forebay-edge status` shows them), or name another '
                 "[store] path"
             )

@@ -15,10 +15,10 @@ empty file `NAME.aside-*.salvaged`; of those only the newest are kept, since a d
 
 from __future__ import annotations
 
-import glob
-import logging
 import contextlib
 import errno
+import glob
+import logging
 import os
 import secrets
 import sqlite3

@@ -23,7 +23,7 @@ from edge.operators import Operators
 from edge.outage import sentence as outage_sentence
 from edge.pump import Pump
 from edge.reload import Reloads
-from edge.report import SOFTWARE
+from edge.report import SOFTWARE, ledger_of
 from edge.store import Store
 from edge.uplink import Uplink
 
@@ -76,6 +76,8 @@ class Views:
     def ready(self) -> str:
         """ "" once samples can be taken in and committed."""
         committer = self._pump.committer
+        if self._pump.room.blocked:
+            return "the store is full: samples wait at their sources until receipts make room"
         return committer.store_error or ("" if committer.commits else "nothing has been committed yet")
 
     def status(self) -> dict[str, Any]:
@@ -95,7 +97,13 @@ class Views:
             "ready": not self.ready(),
             "link": {
                 "connected": session.connected,
-                "error": session.error or uplink.refusal or (NOBODY_LISTENS if uplink.nobody_listens else ""),
+                "error": (
+                    session.error
+                    or uplink.refusal
+                    or (NOBODY_LISTENS if uplink.nobody_listens else "")
+                    or uplink.twins.sentence(now_s)
+                ),
+                "twin": bool(uplink.twins.sentence(now_s)),
                 "tried_ago_s": session.tried_ago_s,
                 "next_try_in_s": session.next_try_in_s,
                 "nobody_listens": uplink.nobody_listens,
@@ -199,6 +207,7 @@ class Views:
             "dropped": _named(DROP_POLICIES, ledger.dropped[:n]),
             "late": int(ledger.late[:n].sum() + self._operators.windows.late_counts().sum()),
             "imbalance": int(np.abs(ledger.imbalance(waiting)).sum()),
+            "accounts": ledger_of(self._operators, waiting, self._pump.clock.now_ns()).accounts,
         }
 
     def metrics(self) -> str:
@@ -234,6 +243,7 @@ class Views:
             *family("forebay_store_used_bytes", "gauge", "Bytes of the store in use", store["bytes"]),
             *family("forebay_store_limit_bytes", "gauge", "Bytes that the store may hold", store["limit_bytes"]),
             *self._disk_metrics(status["disk"]),
+            *family("forebay_store_blocked", "gauge", "1 while sources wait for room", int(store["blocked"])),
             *family("forebay_journal_bytes", "gauge", "Bytes of raw samples kept", store["journal_bytes"]),
             *family("forebay_outbox_frames", "gauge", "Frames that await a receipt", store["outbox_frames"]),
             *family("forebay_outbox_bytes", "gauge", "Bytes of these frames", store["outbox_bytes"]),
@@ -247,6 +257,7 @@ class Views:
                 pump.committer.outage_budget_s(),
             ),
             *self._month_metrics(),
+            *family("forebay_uplink_twin", "gauge", "1 while another gateway has this name", int(link["twin"])),
             *family("forebay_uplink_connected", "gauge", "1 while the broker is connected", int(link["connected"])),
             *family("forebay_uplink_received_bytes_total", "counter", "Bytes read from the uplink", link["bytes_in"]),
             *family("forebay_uplink_sent_bytes_total", "counter", "Bytes written to the uplink", link["bytes_out"]),

@@ -14,7 +14,6 @@ import pytest
 from devices.errors import ConfigError, StoreError, StoreFull
 from devices.model import SECOND_NS, Lane, SeriesSpec
 from edge import contents
-from edge import contents
 from edge.custody import BIRTH_UNKNOWN_NS, BuriedFrame, Commit, Custody, DeadLetter, OutboxRow
 from edge.retention import Keep, is_needed
 from edge.store import DEAD_LETTERS_MAX, Store
@@ -399,7 +398,7 @@ def test_the_frames_of_a_gateway_are_not_sent_under_another_name(path: Path) -> 
     store.commit(Commit(frames=[frame(store, 1)]))
     store = reopened(store)
     store.belong_to("g1")
-    with pytest.raises(ConfigError, match="1 frames of gateway 'g1' wait in .* gateway = \"g1\""):
+    with pytest.raises(ConfigError, match=r"1 frames of gateway 'g1' wait in .* gateway = \"g1\""):
         store.belong_to("g2")
     store.commit(Commit(removed=[1]))
     store.belong_to("g2")
