@@ -386,9 +386,10 @@ def test_messages_that_their_taker_fails_on_come_again(mosquitto: Mosquitto) -> 
             take(inbound)
 
         reader.session._client._on_batch = fail_once
-        async with reader.running() as session:
+        writer = Peer(broker.url, "writer")  # on a link of its own, which does not end
+        async with reader.running(), writer.running():
             for n in range(3):
-                await publish(session, "t", b"%d" % n)
+                await publish(writer.session, "t", b"%d" % n)
             await until(lambda: len(reader.payloads) == 3)
         assert reader.payloads == [b"0", b"1", b"2"]
         assert "could not be handed on" in str(reader.failures[0])
