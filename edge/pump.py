@@ -239,6 +239,7 @@ class Pump:
         self.committer.follow(before.committer)
         self.history.recent = before.history.recent
         self.samples = before.samples
+        self.room.merged_windows = before.room.merged_windows
         self.receipts.created_to_receipt_seconds = before.receipts.created_to_receipt_seconds
 
     def _is_done(self, now_s: float) -> bool:

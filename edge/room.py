@@ -66,6 +66,8 @@ class Room:
         self._lengthen_to = 0
         """Frames up to this seq are merged before they go; 0: no such round is under way."""
         self.blocked = False
+        self.merged_windows = 0
+        """Windows that went into longer ones, since the process started."""
         """Policy `block`: nothing is taken in until receipts have made room."""
         self.wants_snapshot = False
         """The journal could be trimmed further after a new one."""
@@ -170,6 +172,7 @@ class Room:
         gain = 1 - sum(row.size_bytes for row, _ in after) / sum(row.size_bytes for row in before)
         if gain < MERGE_GAIN_MIN:
             return
+        self.merged_windows += sum(map(len, summaries))
         pending.merged += [self._outbox.leave(row.seq) for row in before]
         pending.frames += after
         self._cannot_merge.intersection_update(row.seq for row in self._outbox.held())

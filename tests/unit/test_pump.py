@@ -590,6 +590,7 @@ def test_a_long_outage_in_a_small_store(tell: Callable[..., Gateway], tmp_path: 
     else:
         assert totals["dropped"] == 0
     assert (max(spans) > WINDOW_NS) == (when_full == "degrade")
+    assert (gateway.pump.room.merged_windows > 0) == (when_full == "degrade")
 
 
 def test_frames_dropped_after_they_were_published_are_unconfirmed_until_their_receipts_come(
