@@ -53,6 +53,8 @@ class PatientSink:
         """What the sink said when it last took nothing; "" when it does."""
         self.answers = 0
         """Bodies that it stored or refused."""
+        self._failures = 0
+        """In a row, of whatever it was asked: what the wait grows with."""
         self._since_s = 0.0
         """Of the trouble, by the loop's clock."""
         self._lives = False
@@ -70,13 +72,11 @@ class PatientSink:
 
     async def open(self) -> None:
         """Open the sink, however long that takes."""
-        failures = 0
         while True:
             try:
                 await self._sink.open()
             except (SinkBusy, SinkRefused) as error:
-                failures += 1
-                await self._wait(failures, error)
+                await self._wait(error)
             else:
                 return self._has_answered("stored")
 
@@ -108,7 +108,7 @@ class PatientSink:
                 await self._sink.write(body)
             except (SinkBusy, SinkRefused) as error:
                 failures += 1
-                await self._wait(failures, error)
+                await self._wait(error)
                 if failures % PATIENCE == 0 and isinstance(error, SinkBusy) and await self._look():
                     raise
             except SinkError as error:
@@ -128,8 +128,9 @@ class PatientSink:
         self._on_change()
         return self._lives
 
-    async def _wait(self, failures: int, error: SinkBusy | SinkRefused) -> None:
+    async def _wait(self, error: SinkBusy | SinkRefused) -> None:
         """Note a failure, and leave the sink alone for a while."""
+        self._failures += 1
         refused = isinstance(error, SinkRefused)
         self._metrics.sink_answers.labels("refused" if refused else "busy").inc()
         if str(error) != self.trouble:
@@ -146,11 +147,12 @@ class PatientSink:
         self._metrics.sink_failing.set(1)
         self._on_change()
         asked_s = error.retry_after_s if isinstance(error, SinkBusy) else None
-        await asyncio.sleep(backoff_s(failures, self._retry_most_s, asked_s, self._rand()))
+        await asyncio.sleep(backoff_s(self._failures, self._retry_most_s, asked_s, self._rand()))
 
     def _has_answered(self, answer: str) -> None:
         self._metrics.sink_answers.labels(answer).inc()
         self.answers += 1
+        self._failures = 0
         self._lives = False
         if self.trouble:
             log.info("the sink is back")
