@@ -2,7 +2,8 @@
 
 One that is busy or lets nobody in is asked again with full jitter, for ever. It may also be only *this body* that
 does not pass: some servers answer the points of a damaged shard with 500, whatever else they take. After some
-failures of one body the sink is asked something else; if it lives, who wrote the body is told (`SinkBusy`).
+failures of one body that may be its own the sink is asked something else; if it lives, who wrote the body is told
+(`SinkBusy`).
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class PatientSink:
             except (SinkBusy, SinkRefused) as error:
                 failures += 1
                 await self._wait(error)
-                if failures % PATIENCE == 0 and isinstance(error, SinkBusy) and await self._look():
+                maybe_the_body = isinstance(error, SinkBusy) and error.maybe_the_body
+                if maybe_the_body and failures % PATIENCE == 0 and await self._look():
                     raise
             except SinkError as error:
                 self._has_answered("bad" if isinstance(error, BadLines) else "too_large")

@@ -130,11 +130,15 @@ class SinkError(ForebayError):
 
 
 class SinkBusy(SinkError):
-    """The sink wants to be asked again later (429, 5xx, time-out)."""
+    """The sink wants to be asked again later (429, 5xx, time-out).
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    `maybe_the_body`: it may be that only what was to be written does not pass (500: a damaged shard says so for ever).
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None, *, maybe_the_body: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.maybe_the_body = maybe_the_body
 
 
 class SinkRefused(SinkError):

@@ -220,7 +220,7 @@ class InfluxSink:
         if status == 413:
             return BatchTooLarge(said)
         if status in (408, 429) or status >= 500:
-            return SinkBusy(said, _retry_after_s(headers))
+            return SinkBusy(said, _retry_after_s(headers), maybe_the_body=status == 500)
         return SinkRefused(f"{said}; this is no InfluxDB, or one that Forebay does not know: check `url` in [sink]")
 
     def _no_answer(self, error: Exception) -> SinkError:

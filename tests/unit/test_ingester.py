@@ -415,7 +415,7 @@ def test_lines_that_a_living_sink_never_answers_for_hold_up_nobody_else() -> Non
         nonlocal asked
         if b"gateway=bad" in body:
             asked += 1
-            raise SinkBusy("500")
+            raise SinkBusy("500", maybe_the_body=True)
 
     stand = Stand(FakeSink(answer))
     bad = message(changes(1), gateway="bad", under="bad")
