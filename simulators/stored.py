@@ -189,7 +189,8 @@ def _gathered(points: Iterable[_Point]) -> dict[SeriesKey, StoredSeries]:
     raw: dict[SeriesKey, list[tuple[float, ...]]] = {}
     for point in points:
         key = point.tags.get("device", ""), point.tags.get("channel", "")
-        if "count" in point.fields:
+        # InfluxDB 1.8 shows a point while it writes it, field by field: what lacks one of these is not there yet.
+        if {"count", "span_ms"} <= point.fields.keys():
             row = (point.time_ns, *(point.fields.get(name, np.nan) for name in SUMMARY_FIELDS))
             summaries.setdefault(key, []).append(row)
         if "state" in point.fields:  # a change at a window's very start shares the point of the window's summary
