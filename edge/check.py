@@ -29,12 +29,12 @@ from devices.profiles import load
 from devices.quantities import Size
 from devices.tables import key_path
 from devices.wire.probe import ask
-from devices.wire.session import SessionOptions
 from devices.wire.topics import topic
 from edge.ask import called, must_be_free, running
 from edge.config import EdgeConfig, SourceConfig
 from edge.intake import Drained, Intake, IntakeLimits, Source
 from edge.operators import Operators
+from edge.parts import session_options
 from edge.registry import Registry
 from edge.seal import PACKET_OVERHEAD_BYTES, Sealer
 
@@ -254,19 +254,7 @@ async def _ask_broker(config: EdgeConfig, listen_s: float) -> Findings:
     found, uplink = Findings(), config.uplink
     found.say(f"uplink {uplink.broker}")
     try:
-        asked = await ask(
-            SessionOptions(
-                broker=uplink.broker,
-                client_id=uplink.client_id or config.gateway,
-                username=config.uplink_user,
-                password_file=uplink.password_file,
-                password_env=uplink.password_env,
-                ca_file=uplink.ca_file,
-                cert_file=uplink.cert_file,
-                key_file=uplink.key_file,
-            ),
-            listen_s,
-        )
+        asked = await ask(session_options(config), listen_s)
     except ConfigError as error:
         found.problem(str(error))
         return found
